@@ -1,0 +1,176 @@
+"""Frames a second of the whole pipeline, and how much of it is networks: `python bench/pipeline.py`.
+
+A filmed-looking clip goes from file to file, decoder to encoder. What counts is the stretch from the first
+quarter to the last frame read, so neither start-up nor the ends. In the same run the network calls of one
+stride of that stretch are made again, with the same tensors, in a bare loop: what the networks alone allow.
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from torch import Tensor
+
+from toonstream.config import EngineName, RenderSettings, Settings
+from toonstream.demo import Scene, write_scene
+from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
+from toonstream.engines.select import open_engine
+from toonstream.export.checkpoints import Model, open_model, shipped_model
+from toonstream.stream.clock import Stopwatch
+from toonstream.stream.conditions import Conditions
+from toonstream.stream.pipeline import Progress, run
+from toonstream.stream.sinks.file import FileSink
+from toonstream.stream.sources.file import FileSource
+from toonstream.stream.stylizer import load_stylizer
+
+_RATE = 24  # frames a second, of the clip
+_LIVE = Settings(steps=1, window=4, stride=3, guidance=1.0)
+_REPLAYS = 12  # of one stride's calls
+
+
+@dataclass(kw_only=True)
+class Tape:
+    """The calls made while it runs."""
+
+    running: bool = False
+    calls: list[tuple[Network, dict[str, Tensor]]] = field(default_factory=list)
+
+    def replay(self) -> float:
+        """Make the calls again; gives the seconds that took."""
+        begin = time.perf_counter()
+        for network, tensors in self.calls:
+            network(tensors)
+        return time.perf_counter() - begin
+
+
+@dataclass(kw_only=True)
+class Taped:
+    """A network whose calls are taped."""
+
+    network: Network
+    tape: Tape
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network."""
+        return self.network.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network."""
+        return self.network.outputs
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run, and note the call while the tape runs."""
+        if self.tape.running:
+            self.tape.calls.append((self.network, {name: tensor.clone() for name, tensor in tensors.items()}))
+        return self.network(tensors)
+
+
+@dataclass(kw_only=True)
+class TapedEngine:
+    """An engine all of whose networks are taped."""
+
+    engine: Engine
+    tape: Tape
+
+    @property
+    def name(self) -> str:
+        """As the engine is called."""
+        return self.engine.name
+
+    def load(self, source: NetworkSource) -> Network:
+        """Load, and tape."""
+        return Taped(network=self.engine.load(source), tape=self.tape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one run gave.
+
+    Attributes:
+        fps: of the pipeline.
+        bare_fps: of its network calls alone.
+        share: of the wall time that was spent inside networks, 0 to 1.
+        first_seconds: from the start of the stages to the first committed frame, compilation included.
+    """
+
+    fps: float
+    bare_fps: float
+    share: float
+    first_seconds: float
+
+
+def measure(model: Model, engine: Engine, choices: RenderSettings, *, side: int, frames: int) -> Figures:
+    """Render a square clip of so many frames."""
+    tape, stopwatch = Tape(), Stopwatch()
+    marks: list[tuple[Progress, float]] = []
+    taped_from = frames // 2
+
+    def observe(progress: Progress) -> None:
+        inside = sum(seconds for name, seconds in stopwatch.seconds.items() if name in model.sources)
+        marks.append((progress, inside))
+        tape.running = taped_from < progress.frames_in <= taped_from + choices.stride
+
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        write_scene(Scene(width=side, height=side, rate=_RATE, seconds=frames / _RATE), clip)
+        stylizer = load_stylizer(
+            model, choices, engine=TapedEngine(engine=engine, tape=tape), stopwatch=stopwatch
+        )
+        conditions = Conditions(model.defaults.controlnets, size=(side, side), multiple=model.size_multiple)
+        with (
+            FileSource(clip) as source,
+            FileSink(Path(folder) / "toon.mp4", source=source, width=side, height=side) as sink,
+        ):
+            end = run(
+                source,
+                conditions,
+                stylizer,
+                lambda toon: sink.write(toon.toon),
+                stopwatch=stopwatch,
+                observe=observe,
+            )
+    first, inside_first = next(mark for mark in marks if mark[0].frames_committed >= frames // 4)
+    last, inside_last = next(mark for mark in marks if mark[0].frames_in == frames)
+    seconds = last.seconds - first.seconds
+    tape.replay()
+    bare = min(tape.replay() for _ in range(_REPLAYS))
+    return Figures(
+        fps=(last.frames_committed - first.frames_committed) / seconds,
+        bare_fps=choices.stride / bare,
+        share=(inside_last - inside_first) / seconds,
+        first_seconds=end.first_seconds or 0.0,
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", default="auto", choices=get_args(EngineName))
+    parser.add_argument("--model", type=Path, default=shipped_model())
+    parser.add_argument("--sides", type=int, nargs="+", default=(256, 384, 512), help="pixels (256 384 512)")
+    parser.add_argument("--frames", type=int, default=120, help="length of the clip (120)")
+    options = parser.parse_args()
+    model, engine = open_model(options.model), open_engine(options.engine)
+    print(f"{model.defaults.name} on {engine.name}, {os.cpu_count()} cores, {platform.machine()}")
+    print("setting  side  steps window stride      fps  bare fps  inside networks  first frame")
+    for name, settings in {"live": _LIVE, "file": Settings()}.items():
+        choices = settings.resolve(model.defaults)
+        for side in options.sides:
+            got = measure(model, engine, choices, side=side, frames=options.frames)
+            print(
+                f"{name:7} {side:5} {choices.steps:6} {choices.window:6} {choices.stride:6} {got.fps:8.1f} "
+                f"{got.bare_fps:9.1f} {got.share:15.0%} {got.first_seconds:11.2f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The one interface over everything that can run a network."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Engine", "Network", "NetworkSource", "TensorSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """What a network declares of one of its tensors.
+
+    Attributes:
+        name: as in the ONNX file and in the keyword of a call.
+        dtype: element type of the tensors passed in or given out.
+        shape: one entry per axis; a string names an axis whose length is free.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+
+class Network(Protocol):
+    """A network that is ready to run: named CPU or GPU tensors in, named tensors out; no hidden state."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once. The tensors given out belong to the caller; the next call does not change them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSource:
+    """Where an engine gets a network from.
+
+    Attributes:
+        name: its role in the stream, such as `unet` or `controlnet_outline`.
+        onnx: the exported file, or None where there is none.
+        build: makes the torch module (with `input_names` and `output_names`: tensors in, a tuple out).
+    """
+
+    name: str
+    onnx: Path | None
+    build: Callable[[], nn.Module]
+
+
+class Engine(Protocol):
+    """Loads networks."""
+
+    @property
+    def name(self) -> str: ...
+
+    def load(self, source: NetworkSource) -> Network:
+        """Make a network ready to run.
+
+        Raises:
+            EngineError: the engine refuses it; the message names the way on.
+        """
+        ...

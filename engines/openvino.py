@@ -1,0 +1,140 @@
+"""OpenVINO: the engine for CPUs.
+
+A network is compiled for the shapes it is called with, so that how a shape is computed does not depend on
+what was run before it. A stream has few shapes (one, and those of the last window), so a few compiled
+forms are kept, the latest used.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from toonstream.engines.engine import NetworkSource, TensorSpec
+from toonstream.engines.onnx_file import onnx_file
+from toonstream.errors import EngineError
+
+__all__ = ["OpenVinoEngine", "OpenVinoNetwork"]
+
+_KEPT_SHAPES = 8
+_DTYPES = {"f32": torch.float32, "i64": torch.int64}
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class OpenVinoEngine:
+    """Runs networks with OpenVINO on the CPU.
+
+    Args:
+        precision: what to compute in. `auto` is bfloat16 where the CPU has instructions for it, else float32.
+            Tensors in and out are float32 all the same.
+        cache_dir: a folder where compiled networks are kept from run to run; None keeps none.
+
+    Raises:
+        EngineError: OpenVINO is not installed.
+    """
+
+    name = "openvino"
+
+    def __init__(self, *, precision: Precision = "auto", cache_dir: Path | None = None) -> None:
+        try:
+            import openvino
+        except ImportError:
+            raise EngineError(
+                "OpenVINO is not installed; run `pip install openvino`, or use another engine"
+            ) from None
+        self._core = openvino.Core()
+        if precision == "auto":
+            capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            precision = "bfloat16" if "BF16" in capabilities else "float32"
+        self.precision = precision
+        self._options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+        }
+        if cache_dir is not None:
+            self._options["CACHE_DIR"] = str(cache_dir)
+
+    def load(self, source: NetworkSource) -> "OpenVinoNetwork":
+        """Read a network's ONNX file; it is compiled when it is first called.
+
+        Raises:
+            EngineError: there is no ONNX file, or OpenVINO cannot read it.
+        """
+        path = onnx_file(source)
+        try:
+            model = self._core.read_model(path)
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot read {source.onnx}: {_first_line(error)}; use --engine torch"
+            ) from None
+        return OpenVinoNetwork(source.name, self._core, model, self._options)
+
+
+class OpenVinoNetwork:
+    """A network that OpenVINO has read. Not to be called by two threads at a time."""
+
+    def __init__(self, name: str, core: Any, model: Any, options: Mapping[str, str]) -> None:
+        self._name = name
+        self._core = core
+        self._model = model
+        self._options = options
+        self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self.inputs = tuple(_spec(port) for port in model.inputs)
+        self.outputs = tuple(_spec(port) for port in model.outputs)
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once, on CPU tensors.
+
+        Raises:
+            EngineError: OpenVINO refuses the network or these shapes.
+        """
+        from openvino import Tensor as Shared
+
+        given = [tensors[spec.name].to(spec.dtype).contiguous() for spec in self.inputs]
+        request = self._request(tuple(tuple(tensor.shape) for tensor in given))
+        # Both sides work in torch's memory: nothing is copied, and what is given out is the caller's alone.
+        for index, tensor in enumerate(given):
+            request.set_input_tensor(index, Shared(tensor.numpy(), shared_memory=True))
+        made = {}
+        for index, (spec, port) in enumerate(zip(self.outputs, request.model_outputs, strict=True)):
+            made[spec.name] = torch.empty(tuple(port.shape), dtype=spec.dtype)
+            request.set_output_tensor(index, Shared(made[spec.name].numpy(), shared_memory=True))
+        request.infer()
+        return made
+
+    def _request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """Give the inference request for these input shapes, compiling the network if it has none yet."""
+        if shapes in self._requests:
+            self._requests.move_to_end(shapes)
+            return self._requests[shapes]
+        from openvino import PartialShape
+
+        model = self._model.clone()
+        try:
+            model.reshape({index: PartialShape(list(shape)) for index, shape in enumerate(shapes)})
+            request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO refuses {self._name} for shapes {shapes}: {_first_line(error)}; use --engine torch"
+            ) from None
+        self._requests[shapes] = request
+        if len(self._requests) > _KEPT_SHAPES:
+            self._requests.popitem(last=False)
+        return request
+
+
+def _spec(port: Any) -> TensorSpec:
+    name = port.get_any_name()
+    axes = enumerate(port.get_partial_shape())
+    shape = tuple(f"{name}.{index}" if axis.is_dynamic else axis.get_length() for index, axis in axes)
+    return TensorSpec(name=name, dtype=_DTYPES[port.get_element_type().get_type_name()], shape=shape)
+
+
+def _first_line(error: Exception) -> str:
+    """Give the first line that says something: OpenVINO's errors open with the names of its source files."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("Exception from")), "unknown error")

@@ -1,0 +1,1 @@
+"""Modules of tensors: what is exported, and what the torch engine runs."""

@@ -1,0 +1,74 @@
+"""What every network of the stream is: a module of tensors, whose names and shapes are declared."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from toonstream.engines.engine import TensorSpec
+
+__all__ = ["TensorModule", "axis_length", "random_inputs", "spec"]
+
+_AXIS = re.compile(r"(?P<factor>\d*)(?P<name>[a-z]+)(?:/(?P<divisor>\d+))?")
+_TIMESTEPS = 1000
+
+
+class TensorModule(nn.Module):
+    """A module that takes tensors in the order of `inputs` and returns a tuple in the order of `outputs`.
+
+    A free axis is named by what it counts: "batch", "frames", "h" and "w" (latent pixels), or a multiple or a
+    fraction of one: "8h" (pixels), "h/2" (one level down).
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(tensor.name for tensor in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(tensor.name for tensor in self.outputs)
+
+
+def spec(name: str, *shape: int | str, dtype: torch.dtype = torch.float32) -> TensorSpec:
+    """Declare a tensor."""
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def axis_length(axis: int | str, sizes: Mapping[str, int]) -> int:
+    """Length of an axis such as 3, "h", "8h" or "h/2", where `sizes` gives "h"."""
+    if isinstance(axis, int):
+        return axis
+    match = _AXIS.fullmatch(axis)
+    if match is None:
+        raise ValueError(f"{axis!r} names no axis")
+    return int(match["factor"] or 1) * sizes[match["name"]] // int(match["divisor"] or 1)
+
+
+def random_inputs(
+    inputs: tuple[TensorSpec, ...], sizes: Mapping[str, int], *, tokens: int = 2, seed: int = 0
+) -> dict[str, Tensor]:
+    """Make inputs for a trial run: normal noise, timesteps in [0, 1000), token ids below `tokens`.
+
+    Args:
+        inputs: what to make.
+        sizes: length of each axis that is named there: batch, frames, h, w.
+        tokens: size of the vocabulary.
+        seed: the same seed gives the same inputs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for tensor in inputs:
+        shape = [axis_length(axis, sizes) for axis in tensor.shape]
+        if tensor.dtype == torch.int64:
+            made[tensor.name] = torch.randint(tokens, shape, generator=generator)
+        elif tensor.name == "timestep":
+            made[tensor.name] = torch.rand(shape, generator=generator) * _TIMESTEPS
+        else:
+            made[tensor.name] = torch.randn(shape, generator=generator)
+    return made

@@ -1,0 +1,90 @@
+"""The light outline extractor: flow-guided difference of Gaussians (FDoG) on luminance.
+
+Kang et al. 2007 and Winnemöller et al. 2012 with the two filters separated the cheap way round: an
+isotropic difference of Gaussians first, then a line integral of its response along the edge tangents.
+A few milliseconds a frame on one core, so it runs live; it is also what the shipped network was
+trained with.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["OutlineExtractor"]
+
+_SIGMA_RATIO = 1.6  # of the two Gaussians; 1.6 makes their difference closest to a Laplacian
+_REFERENCE_SIDE = 256  # pixels; `sigma` is stated for a frame whose short side is this long
+_MAX_SCALE = 3.0  # lines get no wider than this times the reference, however large the frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlineExtractor:
+    """Draws the outline of a frame, white lines on black, as the outline ControlNet expects it.
+
+    Attributes:
+        sigma: width of the lines looked for, in pixels at a short side of 256; larger frames scale it.
+        sharpness: slope of the soft threshold (φ in XDoG).
+        threshold: response below which there is no line, in luminance in [0, 1] (ε in XDoG).
+        reach: how many samples the line integral takes on each side along the tangent.
+    """
+
+    sigma: float = 0.9
+    sharpness: float = 55.0
+    threshold: float = 0.006
+    reach: int = 3
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Extract the outline.
+
+        Args:
+            image: (H, W, 3) uint8 RGB in [0, 255].
+
+        Returns:
+            (H, W) uint8 in [0, 255]: 0 where there is no line, 255 where it is darkest.
+        """
+        height, width = image.shape[:2]
+        scale = min(max(min(height, width) / _REFERENCE_SIDE, 1.0), _MAX_SCALE)
+        sigma = self.sigma * scale
+        luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+        narrow = _blur(luminance, sigma)
+        wide = _blur(luminance, sigma * _SIGMA_RATIO)
+        response = _along_tangents(wide - narrow, narrow, step=scale, reach=self.reach, spread=2.0 * sigma)
+        line = np.tanh(self.sharpness * np.maximum(response - self.threshold, 0.0))
+        return np.asarray(line * 255.0 + 0.5, dtype=np.uint8)
+
+
+def _blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.float32)
+
+
+def _along_tangents(
+    response: NDArray[np.float32], luminance: NDArray[np.float32], *, step: float, reach: int, spread: float
+) -> NDArray[np.float32]:
+    """Average `response` (H, W) along the smoothed edge tangents of `luminance` (H, W)."""
+    gradient_x = cv2.Sobel(luminance, cv2.CV_32F, 1, 0)
+    gradient_y = cv2.Sobel(luminance, cv2.CV_32F, 0, 1)
+    xx = _blur(np.asarray(gradient_x * gradient_x, dtype=np.float32), spread)
+    yy = _blur(np.asarray(gradient_y * gradient_y, dtype=np.float32), spread)
+    xy = _blur(np.asarray(gradient_x * gradient_y, dtype=np.float32), spread)
+    angle = 0.5 * np.arctan2(2.0 * xy, xx - yy) + np.float32(np.pi / 2)
+    tangent_x = np.cos(angle) * np.float32(step)
+    tangent_y = np.sin(angle) * np.float32(step)
+    height, width = luminance.shape
+    column, row = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    total = response.copy()
+    weights = 1.0
+    for sample in range(1, reach + 1):
+        weight = float(np.exp(-0.5 * (sample / max(reach * 0.6, 0.5)) ** 2))
+        for sign in (-sample, sample):
+            moved = cv2.remap(
+                response,
+                column + sign * tangent_x,
+                row + sign * tangent_y,
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            total += weight * moved
+            weights += weight
+    return np.asarray(total / weights, dtype=np.float32)

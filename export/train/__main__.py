@@ -1,0 +1,53 @@
+"""Train `toonlet` from what `prepare` wrote: `python -m toonstream.export.train --data DATA --output RUN`.
+
+The stages run one after the other, each picking up where it stopped, so the command may be interrupted
+and given again at any time. `--stage pack` alone makes a model folder of what the run has so far.
+"""
+
+import argparse
+from pathlib import Path
+
+from diffusers import AutoencoderTiny
+
+from toonstream.export.train.autoencoder import train_autoencoder
+from toonstream.export.train.data import Pictures
+from toonstream.export.train.diffusion import train_motion, train_pictures
+from toonstream.export.train.pack import pack
+
+STAGES = ("autoencoder", "pictures", "motion", "pack")
+
+
+def main() -> None:
+    """Run the stages from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m toonstream.export.train", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the run: checkpoints, curves, samples"
+    )
+    parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be repeated")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--autoencoder-steps", type=int, default=3000)
+    parser.add_argument("--pictures-steps", type=int, default=6000)
+    parser.add_argument("--motion-steps", type=int, default=2000)
+    arguments = parser.parse_args()
+    run: Path = arguments.output
+    seed: int = arguments.seed
+    stages = arguments.stage or STAGES
+    pictures = Pictures(arguments.data)
+    if "autoencoder" in stages:
+        train_autoencoder(pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=3, seed=seed)
+    if "pictures" in stages:
+        autoencoder = AutoencoderTiny.from_pretrained(run / "autoencoder" / "vae")
+        train_pictures(
+            pictures, autoencoder, run / "pictures", steps=arguments.pictures_steps, size=10, seed=seed
+        )
+    if "motion" in stages:
+        autoencoder = AutoencoderTiny.from_pretrained(run / "pictures" / "vae")
+        steps = arguments.motion_steps
+        train_motion(pictures, autoencoder, run / "pictures", run / "motion", steps=steps, size=8, seed=seed)
+    if "pack" in stages:
+        pack(run, run / "toonlet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What the three training stages share: checkpoints, averages, the learning rate, curves, image losses."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+mpl.use("Agg")
+
+__all__ = ["Average", "Run", "image_loss", "learning_rate", "save_grid"]
+
+
+class Average:
+    """Exponential moving average of the weights of some modules: what is shipped."""
+
+    def __init__(self, modules: Iterable[nn.Module], decay: float) -> None:
+        self._live = [parameter for module in modules for parameter in module.parameters()]
+        self._mean = [parameter.detach().clone() for parameter in self._live]
+        self._decay = decay
+        self._updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the live weights in; early on they count for more."""
+        self._updates += 1
+        decay = min(self._decay, self._updates / (self._updates + 10))
+        torch._foreach_lerp_(self._mean, [parameter.detach() for parameter in self._live], 1.0 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averaged and the live weights; call twice to come back."""
+        for live, mean in zip(self._live, self._mean, strict=True):
+            kept = live.detach().clone()
+            live.copy_(mean)
+            mean.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"mean": self._mean, "updates": self._updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._updates = state["updates"]
+        for mean, saved in zip(self._mean, state["mean"], strict=True):
+            mean.copy_(saved)
+
+
+class Run:
+    """The state of one stage on disk: written whole or not at all, and picked up where it stopped."""
+
+    def __init__(self, folder: Path, **parts: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.step = 0
+        self.losses: list[list[float]] = []
+        self._parts = parts
+        self._file = folder / "checkpoint.pt"
+        if self._file.exists():
+            state = torch.load(self._file, weights_only=True)
+            self.step, self.losses = state["step"], state["losses"]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+
+    def save(self) -> None:
+        """Write the checkpoint and the loss curves."""
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        temporary = self._file.with_suffix(".tmp")
+        torch.save({"step": self.step, "losses": self.losses, **state}, temporary)
+        temporary.replace(self._file)
+        self._plot()
+
+    def _plot(self) -> None:
+        curves = np.array(self.losses)
+        figure, axes = plt.subplots(figsize=(8, 4))
+        width = max(1, len(curves) // 100)
+        for column in range(curves.shape[1] if curves.ndim == 2 else 0):
+            smooth = np.convolve(curves[:, column], np.ones(width) / width, mode="valid")
+            axes.semilogy(smooth, label=f"loss {column}")
+        axes.set_xlabel("step")
+        axes.legend()
+        figure.savefig(self.folder / "losses.png", dpi=80)
+        plt.close(figure)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine down to a fiftieth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return peak * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def image_loss(image: Tensor, target: Tensor) -> Tensor:
+    """How far pictures (B, 3, H, W) in [-1, 1] are from what they should be.
+
+    Mean absolute difference of the pixels, of their gradients at two scales (lines), and of their means
+    over 4 x 4 pixels, with the weight on what is not grey: the lines would else drown the colours, and a
+    network that has once settled for grey does not come back.
+    """
+    loss = (image - target).abs().mean()
+    for _ in range(2):
+        for axis in (-1, -2):
+            loss = loss + 0.5 * (image.diff(dim=axis) - target.diff(dim=axis)).abs().mean()
+        image, target = F.avg_pool2d(image, 2), F.avg_pool2d(target, 2)
+    difference = image - target
+    chroma = difference - difference.mean(dim=1, keepdim=True)
+    return loss + 2.0 * difference.abs().mean() + 4.0 * chroma.abs().mean()
+
+
+def save_grid(rows: list[Tensor], path: Path) -> None:
+    """Write rows of pictures, each (N, 3, H, W) in [-1, 1], as one PNG."""
+    grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+    pixels = grid.permute(1, 2, 0).float().add(1).mul(127.5).round().clamp(0, 255).byte().numpy()
+    plt.imsave(path, pixels)

@@ -1,0 +1,329 @@
+"""Stages 2 and 3: the denoiser on pictures, with ControlNets and text encoder; its motion modules on clips.
+
+Both predict v = √ᾱ ε − √(1−ᾱ) x0 and are judged by the x0 that follows, in latents and in pixels. Most of
+the samples stand at the last timestep, where one-step drawing begins; that is the direct training of few
+steps, and it works because outline and colours leave little to chance.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel, UNetMotionModel
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from toonstream.export.networks import temporal
+from toonstream.export.train.captions import vocabulary_texts
+from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
+from toonstream.export.train.data import Batch, Pictures, prefetch
+from toonstream.export.train.networks import (
+    CONTROLS,
+    new_controlnet,
+    new_text_encoder,
+    new_unet,
+    train_tokenizer,
+    with_motion,
+)
+
+__all__ = ["Stack", "new_scheduler", "train_motion", "train_pictures"]
+
+SAMPLE_PROMPTS = (
+    "hosoda style",
+    "shinkai style",
+    "hayao style",
+    "ink style",
+    "flat style",
+    "hosoda style, thick lines",
+    "hosoda style, warm",
+    "hosoda style, night",
+    "hosoda and ink style",
+    "",
+)
+
+_LAST_SHARE = 0.85  # of the samples are pure noise: there alone the words are all that tells what to draw
+_DECODER_SHARE = 0.15  # of the learning rate, for what has been learned before
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The noise schedule that all stages and the stream share."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """The networks that learn together, and the frozen decoder that shows what they drew."""
+
+    unet: UNet2DConditionModel | UNetMotionModel
+    controls: dict[str, ControlNetModel]
+    text_encoder: CLIPTextModel
+    tokenizer: Tokenizer
+    autoencoder: AutoencoderTiny
+    alphas: Tensor
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """(B, 77, D) hidden states of B prompts."""
+        ids = torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(prompts)])
+        return self.text_encoder(ids).last_hidden_state
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor, hints: dict[str, Tensor]) -> Tensor:
+        """x0 of `noisy` (B, F, C, h, w) at `timesteps` (B,), with hints (B, F, 3, H, W)."""
+        batch, frames = noisy.shape[:2]
+        flat = noisy.flatten(0, 1)
+        per_frame = timesteps.repeat_interleave(frames)
+        frame_text = text.repeat_interleave(frames, 0)
+        down: list[Tensor] = []
+        middle: Tensor | None = None
+        for name, control in self.controls.items():
+            added, added_middle = control(
+                flat, per_frame, frame_text, hints[name].flatten(0, 1), return_dict=False
+            )
+            down = [a + b for a, b in zip(down, added, strict=True)] if down else list(added)
+            middle = added_middle if middle is None else middle + added_middle
+        if isinstance(self.unet, UNetMotionModel):
+            sample = noisy.transpose(1, 2)
+            velocity = self.unet(sample, timesteps, frame_text, None, None, None, None, down, middle).sample
+            velocity = velocity.transpose(1, 2).flatten(0, 1)
+        else:
+            velocity = self.unet(
+                flat,
+                per_frame,
+                frame_text,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
+        alpha = self.alphas[per_frame].view(-1, 1, 1, 1)
+        x0 = alpha.sqrt() * flat - (1.0 - alpha).sqrt() * velocity.float()
+        return x0.unflatten(0, (batch, frames))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(N, C, h, w) latents → (N, 3, H, W) pictures in [-1, 1]."""
+        return self.autoencoder.decoder(latents.contiguous(memory_format=torch.channels_last)).float()
+
+    def loss(self, batch: Batch, *, last: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Latent, pixel and motion losses of a batch; a share `last` of its samples is pure noise."""
+        size, frames = batch.target.shape[:2]
+        target = batch.target.flatten(0, 1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            clean = self.autoencoder.encoder(target.contiguous(memory_format=torch.channels_last)).float()
+        clean = clean.unflatten(0, (size, frames))
+        timesteps = torch.where(torch.rand(size) < last, 999, torch.randint(0, 1000, (size,)))
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1.0 - alpha).sqrt() * torch.randn_like(clean)
+        hints = {"outline": batch.outline, "colour": batch.colour}
+        with torch.autocast("cpu", torch.bfloat16):
+            x0 = self.predict(noisy, timesteps, self.text(batch.captions), hints)
+            drawn = self.decode(x0.flatten(0, 1))
+        pixels = image_loss(drawn, target)
+        return F.smooth_l1_loss(x0, clean, beta=0.2), pixels, _warped_loss(drawn, batch)
+
+
+def _warped_loss(drawn: Tensor, batch: Batch) -> Tensor:
+    """How far each frame is from the one before it, moved along the source's flow; zero for single frames."""
+    size, frames = batch.target.shape[:2]
+    if frames == 1:
+        return drawn.new_zeros(())
+    pictures = drawn.unflatten(0, (size, frames))
+    before, after = pictures[:, :-1].flatten(0, 1), pictures[:, 1:].flatten(0, 1)
+    flow, steady = batch.flow.flatten(0, 1), batch.steady.flatten(0, 1)
+    height, width = flow.shape[-2:]
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x = (column + flow[:, 0]) * 2.0 / (width - 1) - 1.0
+    y = (row + flow[:, 1]) * 2.0 / (height - 1) - 1.0
+    moved = F.grid_sample(before, torch.stack([x, y], -1), align_corners=True, padding_mode="border")
+    return (steady * (after - moved).abs()).mean()
+
+
+def train_pictures(
+    pictures: Pictures, autoencoder: AutoencoderTiny, folder: Path, *, steps: int, size: int, seed: int
+) -> None:
+    """Stage 2, on single pictures: everything but the motion modules.
+
+    The decoder learns on: it comes to show what the denoiser draws, not only what the encoder wrote.
+    """
+    torch.manual_seed(seed)
+    unet = new_unet()
+    controls = {name: new_controlnet(unet) for name in CONTROLS}
+    for control in controls.values():
+        _wake(control)
+    text_encoder = new_text_encoder()
+    stack = _stack(folder, unet, controls, text_encoder, autoencoder)
+    autoencoder.decoder.requires_grad_(True)
+    modules: list[nn.Module] = [unet, *controls.values(), text_encoder, autoencoder.decoder]
+
+    def make(step: int) -> Batch:
+        return pictures.batch(np.random.default_rng((seed, 2, step)), size=size, side=128)
+
+    def save() -> None:
+        unet.save_pretrained(folder / "unet")
+        for name, control in controls.items():
+            control.save_pretrained(folder / f"controlnet_{name}")
+        text_encoder.save_pretrained(folder / "text_encoder")
+        autoencoder.save_pretrained(folder / "vae")
+
+    samples = pictures.samples(8)
+    _train(stack, modules, make, save, samples, folder, steps=steps, rate=1e-3, motion_weight=0.0)
+
+
+def train_motion(
+    pictures: Pictures,
+    autoencoder: AutoencoderTiny,
+    start: Path,
+    folder: Path,
+    *,
+    steps: int,
+    size: int,
+    seed: int,
+) -> None:
+    """Stage 3, on clips: the motion modules alone, everything else as stage 2 left it in `start`."""
+    torch.manual_seed(seed + 1)
+    unet = with_motion(UNet2DConditionModel.from_pretrained(start / "unet"))
+    controls = {name: ControlNetModel.from_pretrained(start / f"controlnet_{name}") for name in CONTROLS}
+    text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder")
+    temporal.inject(unet)  # the same function, in the layout that the stream runs and that is faster here
+    motion = [module for name, module in unet.named_modules() if name.endswith("motion_modules")]
+    stack = _stack(start, unet, controls, text_encoder, autoencoder)
+    # What does not learn here is left out of the optimiser and not frozen: torch 2.13's backward pass through
+    # frozen convolutions in bfloat16 ends in a segmentation fault.
+    autoencoder.decoder.requires_grad_(True)
+
+    def make(step: int) -> Batch:
+        random = np.random.default_rng((seed, 3, step))
+        frames = int(random.choice([2, 3, 4, 4, 4, 6, 8]))
+        return pictures.clips(random, size=max(1, size // frames), frames=frames, side=160, real=0.5)
+
+    def save() -> None:
+        unet.save_pretrained(folder / "unet")
+
+    samples = pictures.samples(8)
+    _train(stack, motion, make, save, samples, folder, steps=steps, rate=1e-3, motion_weight=2.0)
+
+
+def _wake(control: ControlNetModel) -> None:
+    """Start the zero convolutions small instead, and the hint's embedding at full strength.
+
+    There is no trained network here that a ControlNet could disturb; and with torch's own start the eight
+    convolutions of the embedding leave nothing of the hint for the network to notice.
+    """
+    for convolution in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        nn.init.xavier_uniform_(convolution.weight, gain=0.5)
+    for module in control.controlnet_cond_embedding.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=1.7 / math.sqrt(module.weight[0].numel()))
+            nn.init.constant_(module.get_parameter("bias"), 0.0)
+    with torch.no_grad():
+        control.controlnet_cond_embedding.conv_out.weight.mul_(8.0)  # now about as large as embedded noise
+
+
+def _stack(
+    folder: Path,
+    unet: UNet2DConditionModel | UNetMotionModel,
+    controls: dict[str, ControlNetModel],
+    text_encoder: CLIPTextModel,
+    autoencoder: AutoencoderTiny,
+) -> Stack:
+    path = folder / "tokenizer" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path)) if path.exists() else train_tokenizer(vocabulary_texts(), path)
+    autoencoder.requires_grad_(False)
+    for module in (unet, *controls.values(), autoencoder):
+        module.to(memory_format=torch.channels_last)
+    return Stack(
+        unet=unet,
+        controls=controls,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        autoencoder=autoencoder,
+        alphas=new_scheduler().alphas_cumprod,
+    )
+
+
+def _train(
+    stack: Stack,
+    modules: list[nn.Module],
+    make: Callable[[int], Batch],
+    save: Callable[[], None],
+    samples: Batch,
+    folder: Path,
+    *,
+    steps: int,
+    rate: float,
+    motion_weight: float,
+) -> None:
+    """Run one stage from where it stopped; `modules` learn, the decoder among them only a little."""
+    container = nn.ModuleList(modules)
+    groups = [
+        {
+            "params": [parameter for parameter in module.parameters() if parameter.requires_grad],
+            "share": _DECODER_SHARE if module is stack.autoencoder.decoder else 1.0,
+        }
+        for module in modules
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    average = Average(modules, decay=0.998)
+    run = Run(folder, modules=container, optimiser=optimiser, average=average)
+    torch.manual_seed(run.step)
+    started = time.monotonic()
+    for batch in prefetch(make, run.step, steps):
+        for group in optimiser.param_groups:
+            group["lr"] = group["share"] * learning_rate(run.step, steps, rate)
+        latent_loss, pixel_loss, motion_loss = stack.loss(batch, last=_LAST_SHARE)
+        optimiser.zero_grad(set_to_none=True)
+        pixel_weight = _pixel_weight(run.step / steps)
+        (latent_loss + pixel_weight * pixel_loss + motion_weight * motion_loss).backward()
+        torch.nn.utils.clip_grad_norm_(container.parameters(), 1.0)
+        optimiser.step()
+        average.update()
+        run.step += 1
+        run.losses.append([float(loss.detach()) for loss in (latent_loss, pixel_loss, motion_loss)])
+        if run.step % 100 == 0 or run.step == steps:
+            mean = np.mean(run.losses[-100:], axis=0)
+            print(
+                f"{folder.name} {run.step}/{steps} {mean.round(4)} {time.monotonic() - started:.0f}s",
+                flush=True,
+            )
+        if run.step % 300 == 0 or run.step == steps:
+            average.swap()
+            save()
+            _samples(stack, samples, folder / "samples.png")
+            average.swap()
+            run.save()
+
+
+def _pixel_weight(progress: float) -> float:
+    """Latents first: they say where to go. Then pixels: they say what is sharp."""
+    return 0.2 + 0.8 * min(1.0, max(0.0, (progress - 0.4) / 0.2))
+
+
+@torch.inference_mode()
+def _samples(stack: Stack, batch: Batch, path: Path) -> None:
+    """One-step drawings of held-out photos, a row a prompt."""
+    sources = batch.colour[:, 0] * 2.0 - 1.0
+    rows = [sources, 1.0 - 2.0 * batch.outline[:, 0]]
+    latent_shape = (
+        len(sources),
+        1,
+        stack.autoencoder.config.latent_channels,
+        *(s // 8 for s in sources.shape[-2:]),
+    )
+    noise = torch.randn(latent_shape, generator=torch.Generator().manual_seed(0))
+    hints = {"outline": batch.outline, "colour": batch.colour}
+    for prompt in SAMPLE_PROMPTS:
+        text = stack.text([prompt]).expand(len(sources), -1, -1)
+        x0 = stack.predict(noise, torch.full((len(sources),), 999), text, hints)
+        rows.append(stack.decode(x0[:, 0]))
+    save_grid(rows, path)

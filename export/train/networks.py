@@ -1,0 +1,142 @@
+"""Fresh networks of `toonlet`: the classes and layout of a Stable Diffusion 1.5 stack, only small."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+__all__ = [
+    "CONTROLS",
+    "LATENT_CHANNELS",
+    "new_autoencoder",
+    "new_controlnet",
+    "new_text_encoder",
+    "new_unet",
+    "train_tokenizer",
+    "with_motion",
+]
+
+CONTROLS = ("outline", "colour")
+LATENT_CHANNELS = 16
+TEXT_WIDTH = 128
+TEXT_LENGTH = 77
+VOCABULARY = 512
+
+_CHANNELS = (48, 64, 128)
+_GROUPS = 16
+_HEADS = 4
+_VAE_WIDTH = 32
+
+
+def new_autoencoder() -> AutoencoderTiny:
+    """A tiny VAE whose signals keep their size at the start; torch's own start leaves most of it dead."""
+    autoencoder = AutoencoderTiny(
+        latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(_VAE_WIDTH,) * 4,
+        decoder_block_out_channels=(_VAE_WIDTH,) * 4,
+        num_encoder_blocks=(1, 2, 2, 2),
+        num_decoder_blocks=(3, 2, 1, 1),
+    )
+    for module in autoencoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        for module in autoencoder.modules():
+            if isinstance(module, AutoencoderTinyBlock):
+                module.conv[-1].weight.mul_(0.1)
+        for half in (autoencoder.encoder, autoencoder.decoder):
+            half.layers[-1].weight.mul_(0.5)
+    return autoencoder
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The spatial network; attention to the text only where the picture is smallest."""
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=_GROUPS,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=_HEADS,
+    )
+
+
+def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet that starts as a copy of the network's way down."""
+    return ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=(16, 16, 32, 32), load_weights_from_unet=True
+    )
+
+
+def new_text_encoder() -> CLIPTextModel:
+    """A CLIP text encoder, two layers deep."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=3 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=_HEADS,
+            max_position_embeddings=TEXT_LENGTH,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+
+
+def with_motion(unet: UNet2DConditionModel) -> UNetMotionModel:
+    """Add AnimateDiff motion modules that change nothing yet: their last projection is zero."""
+    adapter = MotionAdapter(
+        block_out_channels=_CHANNELS,
+        motion_layers_per_block=1,
+        motion_mid_block_layers_per_block=1,
+        motion_num_attention_heads=_HEADS,
+        motion_norm_num_groups=_GROUPS,
+        motion_max_seq_length=32,
+        use_motion_mid_block=True,
+    )
+    moving = UNetMotionModel.from_unet2d(unet, adapter)
+    for name, module in moving.named_modules():
+        if "motion_modules" in name and name.endswith("proj_out"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return moving
+
+
+def train_tokenizer(texts: list[str], path: Path) -> Tokenizer:
+    """A byte-level tokenizer in CLIP's manner, small enough for the words that mean something here."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts * 50, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)],
+    )
+    tokenizer.enable_truncation(TEXT_LENGTH)
+    tokenizer.enable_padding(length=TEXT_LENGTH, pad_id=1, pad_token="<|endoftext|>")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return tokenizer

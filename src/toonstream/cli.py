@@ -1,0 +1,192 @@
+"""The command line. Nothing heavy is imported before the arguments are read and checked."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NoReturn, Self, get_args
+
+from toonstream import __version__
+from toonstream.config import EngineName, Mode, Settings, Size
+from toonstream.errors import SettingError, ToonstreamError
+
+__all__ = ["main"]
+
+EXIT_ERROR = 2
+EXIT_SIGNAL = 128  # plus the number of the signal, as shells have it
+
+_USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
+       toonstream demo [FOLDER]      make a short scene of its own, render it
+       toonstream doctor             say what this machine has and lacks"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage; `toonstream --help` is one screen away."""
+        raise SettingError(f"{message}; see toonstream --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="toonstream",
+        usage=_USAGE,
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
+    )
+    parser.add_argument("subject", nargs="?", metavar="CLIP", help=argparse.SUPPRESS)
+    parser.add_argument("folder", nargs="?", type=Path, help=argparse.SUPPRESS)
+    add = parser.add_argument_group("options (unset ones are the model's choice)").add_argument
+    add("-o", "--output", type=Path, metavar="OUT", help="write here instead of CLIP.toon.mp4")
+    add("--prompt", metavar="TEXT", help="what it should look like")
+    add("--negative-prompt", metavar="TEXT", help="what it should not (guidance above 1)")
+    add("--style", metavar="NAME", help="hosoda, shinkai, hayao, ink, flat")
+    add("--steps", type=int, metavar="N", help="denoising steps, 1 to 50")
+    add("--window", type=int, metavar="N", help="frames denoised together, 1 to 32")
+    add("--stride", type=int, metavar="N", help="frames from window to window, 1 to window")
+    add("--guidance", type=float, metavar="G", help="how strictly to follow the prompt; 1 is off")
+    add("--seed", type=int, default=0, metavar="N", help="another seed, other details (0)")
+    add("--size", metavar="SIZE", help="640x360, or the short side; else at most 512")
+    add("--start", type=float, default=0.0, metavar="SECONDS", help="leave out the beginning")
+    add("--duration", type=float, metavar="SECONDS", help="render this much")
+    add("--side-by-side", action="store_true", help="source on the left, toon on the right")
+    add("--contact-sheet", type=Path, metavar="PNG", help="picture of source over toon frames")
+    add(
+        "--engine",
+        default="auto",
+        choices=get_args(EngineName),
+        metavar="E",
+        help=" | ".join(get_args(EngineName)),
+    )
+    add("--model", type=Path, metavar="FOLDER", help="another model, in diffusers' layout")
+    add(
+        "--mode",
+        default="wavefront",
+        choices=get_args(Mode),
+        metavar="M",
+        help="wavefront | skewed (larger batches)",
+    )
+    add("--json", action="store_true", help="one JSON object a line on standard output")
+    add("-q", "--quiet", action="store_true", help="say nothing but errors")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--version", action="version", version=f"toonstream {__version__}", help="show it, and exit")
+    add("-h", "--help", action="help", help="show this, and exit")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code.
+
+    0: done. 2: an error, said in one line on standard error; also for a damaged clip, whose output is kept.
+    128 + n: ended by signal n; what was committed is written, and plays.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in words
+    try:
+        return _run(_parser().parse_args(words))
+    except ToonstreamError as error:
+        if debug:
+            raise
+        print(f"toonstream: {_one_line(error)}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL + signal.SIGINT
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    if options.subject == "doctor":
+        from toonstream.doctor import examine
+
+        return examine(sys.stdout)
+    if options.subject == "demo":
+        from toonstream.demo import draw_scene
+
+        clip = draw_scene(options.folder or Path("toonstream-demo"))
+        settings = replace(settings, side_by_side=True)
+    elif options.subject is None:
+        raise SettingError("name a clip, or try toonstream demo; see toonstream --help")
+    elif options.folder is not None:
+        raise SettingError(f"one clip at a time: leave out {options.folder}")
+    else:
+        clip = Path(options.subject)
+    with _Interrupt() as interrupt:
+        return _render(clip, options, settings, interrupt)
+
+
+def _render(clip: Path, options: argparse.Namespace, settings: Settings, interrupt: "_Interrupt") -> int:
+    from toonstream.progress import make_reporter
+    from toonstream.stream.render import render_clip
+
+    reporter = make_reporter(quiet=options.quiet, machine_readable=options.json)
+    rendered = render_clip(
+        clip,
+        options.output or clip.with_name(f"{clip.stem}.toon.mp4"),
+        settings,
+        started=reporter.start,
+        observe=reporter.progress,
+        stopped=lambda: interrupt.number is not None,
+    )
+    reporter.done(rendered.facts(), "\n".join([rendered.summary(), *rendered.notes]))
+    if interrupt.number is not None:
+        return EXIT_SIGNAL + interrupt.number
+    if rendered.damage:
+        print(f"toonstream: {clip}: {rendered.damage.message}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+        style=options.style,
+        steps=options.steps,
+        window=options.window,
+        stride=options.stride,
+        guidance=options.guidance,
+        seed=options.seed,
+        size=Size(cap=True) if options.size is None else Size.parse(options.size),
+        start=options.start,
+        duration=options.duration,
+        side_by_side=options.side_by_side,
+        contact_sheet=options.contact_sheet,
+        engine=options.engine,
+        model=options.model,
+        mode=options.mode,
+    )
+
+
+def _one_line(error: ToonstreamError) -> str:
+    return " ".join(str(error).split())
+
+
+class _Interrupt:
+    """Within it, the first SIGINT or SIGTERM only asks for a clean end, and the second one is not waited for.
+
+    Attributes:
+        number: of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt
+        self.number = number

@@ -1,0 +1,242 @@
+"""What a user may set, checked once, before anything heavy is loaded."""
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+from toonstream.errors import SettingError
+
+__all__ = [
+    "MAX_SIDE",
+    "MIN_SIDE",
+    "EngineName",
+    "Mode",
+    "ModelDefaults",
+    "RenderSettings",
+    "Settings",
+    "Size",
+]
+
+EngineName = Literal["auto", "openvino", "onnxruntime", "torch"]
+Mode = Literal["wavefront", "skewed"]
+
+MAX_STEPS = 50
+MAX_WINDOW = 32  # frames; motion modules have no positions beyond it
+MAX_GUIDANCE = 30.0
+MAX_SEED = 2**63 - 1
+MIN_SIDE = 16  # pixels
+MAX_SIDE = 4096  # pixels
+DEFAULT_SHORT_SIDE = 512  # pixels; a larger clip is rendered at this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large to render: a short side, or width and height.
+
+    Attributes:
+        short: the short side in pixels; the long one follows from the source.
+        exact: (width, height) in pixels; wins over `short`.
+        cap: `short` is a limit that leaves smaller sources alone.
+    """
+
+    short: int = DEFAULT_SHORT_SIDE
+    exact: tuple[int, int] | None = None
+    cap: bool = False
+
+    def __post_init__(self) -> None:
+        for side in self.exact or (self.short,):
+            if not MIN_SIDE <= side <= MAX_SIDE:
+                raise SettingError(f"size {side}: take sides from {MIN_SIDE} to {MAX_SIDE} pixels")
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """Read `640x360` (width, height) or `360` (short side).
+
+        Raises:
+            SettingError: it is neither, or out of range.
+        """
+        match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text.strip())
+        if match is None:
+            raise SettingError(
+                f"size {text!r}: write WIDTHxHEIGHT such as 640x360, or a short side such as 360"
+            )
+        first, second = match.groups()
+        return cls(short=int(first)) if second is None else cls(exact=(int(first), int(second)))
+
+    def of(self, width: int, height: int) -> tuple[int, int]:
+        """Give the even (width, height) in pixels to render a source of `width` × `height` pixels at.
+
+        Raises:
+            SettingError: the long side would pass the limit.
+        """
+        if self.exact is not None:
+            return _even(self.exact[0]), _even(self.exact[1])
+        short = min(width, height)
+        scale = min(1.0, self.short / short) if self.cap else self.short / short
+        result = _even(width * scale), _even(height * scale)
+        if min(result) < MIN_SIDE:
+            raise SettingError(
+                f"{width}x{height} pixels are too few to draw: take another clip, or enlarge with --size 256"
+            )
+        if max(result) > MAX_SIDE:
+            raise SettingError(
+                f"a short side of {min(result)} makes this clip {max(result)} pixels long; "
+                f"take a --size whose long side is at most {MAX_SIDE}"
+            )
+        return result
+
+
+def _even(side: float) -> int:
+    """Round to the nearest even number: most video formats share colour between two pixels."""
+    return max(2, 2 * round(side / 2))
+
+
+class ModelDefaults(Protocol):
+    """What a model asks for where the user does not say; see `toonstream.export.checkpoints.Defaults`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def negative_prompt(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def styles(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderSettings:
+    """Settings with nothing left open; the stream works from these.
+
+    Attributes are those of `Settings`, with the model's defaults filled in and the style in the prompt.
+    """
+
+    prompt: str
+    negative_prompt: str
+    steps: int
+    window: int
+    stride: int
+    guidance: float
+    seed: int
+    mode: Mode
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.window, self.stride, self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the user asks for. None leaves the choice to the model.
+
+    Attributes:
+        prompt: what the toon should look like.
+        negative_prompt: what it should not look like; counts where guidance is above 1.
+        style: the name of one of the model's styles: short for putting "NAME style" in front of the prompt.
+        steps: denoising steps, 1 to 50.
+        window: frames denoised together (d), 1 to 32.
+        stride: frames from one window to the next (s), 1 to `window`.
+        guidance: how strongly the prompt is followed (g), 1 to 30; 1 means no guidance.
+        seed: of all noise, 0 to 2^63 - 1.
+        size: of the output.
+        start: seconds of the clip to leave out in front.
+        duration: seconds to render, or None for all.
+        side_by_side: put the source to the left of the toon.
+        contact_sheet: where to write a picture of source frames over toon frames, or None.
+        engine: what runs the networks.
+        model: a model folder, or None for the one that ships.
+        mode: wavefront, or skewed (larger batches, more look-ahead, the same result).
+    """
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    style: str | None = None
+    steps: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    size: Size = Size(cap=True)
+    start: float = 0.0
+    duration: float | None = None
+    side_by_side: bool = False
+    contact_sheet: Path | None = None
+    engine: EngineName = "auto"
+    model: Path | None = None
+    mode: Mode = "wavefront"
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.window, self.stride, self.guidance)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise SettingError(f"seed {self.seed}: take one from 0 to 2^63 - 1")
+        if not 0.0 <= self.start < float("inf"):
+            raise SettingError(f"start {self.start:g}: give the seconds to leave out, 0 or more")
+        if self.duration is not None and not 0.0 < self.duration < float("inf"):
+            raise SettingError(f"duration {self.duration:g}: give the seconds to render, more than 0")
+        if self.engine not in get_args(EngineName):
+            raise SettingError(f"engine {self.engine!r}: take one of {', '.join(get_args(EngineName))}")
+        if self.mode not in get_args(Mode):
+            raise SettingError(f"mode {self.mode!r}: take one of {', '.join(get_args(Mode))}")
+        if self.contact_sheet is not None and self.contact_sheet.suffix.lower() != ".png":
+            raise SettingError(f"contact sheet {self.contact_sheet}: give it a name that ends in .png")
+
+    def resolve(self, defaults: ModelDefaults) -> RenderSettings:
+        """Fill in what the user left open.
+
+        A window or a stride given alone pulls the other along: the stride becomes half the window,
+        which is the least look-ahead, and the window grows to twice the stride.
+
+        Raises:
+            SettingError: the style is not one of the model's, or the numbers do not fit together.
+        """
+        window, stride = self.window, self.stride
+        if window is None and stride is None:
+            window, stride = defaults.window, defaults.stride
+        elif window is None:
+            assert stride is not None
+            window = min(MAX_WINDOW, max(defaults.window, 2 * stride))
+        elif stride is None:
+            stride = max(1, window // 2)
+        negative = defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt
+        return RenderSettings(
+            prompt=self._prompt(defaults),
+            negative_prompt=negative,
+            steps=defaults.steps if self.steps is None else self.steps,
+            window=window,
+            stride=stride,
+            guidance=defaults.guidance if self.guidance is None else self.guidance,
+            seed=self.seed,
+            mode=self.mode,
+        )
+
+    def _prompt(self, defaults: ModelDefaults) -> str:
+        """Put the style in front. It replaces the model's own prompt, which names a style itself."""
+        if self.style is None:
+            return defaults.prompt if self.prompt is None else self.prompt
+        if self.style not in defaults.styles:
+            near = get_close_matches(self.style.lower(), defaults.styles, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(defaults.styles)}"
+            raise SettingError(f"{defaults.name} has no style {self.style!r}: {hint}")
+        return f"{self.style} style, {self.prompt}" if self.prompt else f"{self.style} style"
+
+
+def _check(steps: int | None, window: int | None, stride: int | None, guidance: float | None) -> None:
+    """Reject numbers that no model can work with, each on its own and together."""
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise SettingError(f"steps {steps}: take 1 to {MAX_STEPS}; more of them look better and take longer")
+    if window is not None and not 1 <= window <= MAX_WINDOW:
+        raise SettingError(f"window {window}: take 1 to {MAX_WINDOW} frames")
+    if stride is not None and not 1 <= stride <= (window or MAX_WINDOW):
+        limit = f"the window's {window}" if window else MAX_WINDOW
+        raise SettingError(f"stride {stride}: take 1 to {limit} frames; with more, some would be left out")
+    if guidance is not None and not 1.0 <= guidance <= MAX_GUIDANCE:
+        raise SettingError(f"guidance {guidance:g}: take 1 (none) to {MAX_GUIDANCE:g}")

@@ -1,0 +1,303 @@
+"""Denoising as a stream: frames go in one by one, clean latents come out in order.
+
+Diffutoon's eqs. 1-8 over the rolling window. What a frame needs is kept with the frame while it is in flight,
+at the one level it stands at, and goes when it climbs: its latents, its ControlNet residuals (the same for
+every window that covers it) and the weighted sum of the windows' predictions so far.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from toonstream.engines.engine import Network
+from toonstream.errors import SettingError
+from toonstream.stream.noise import frame_noise
+from toonstream.stream.rolling import Rolling, Task
+from toonstream.stream.schedulers import Scheduler
+from toonstream.stream.window import Windows, frame_weights
+
+__all__ = ["Committed", "DenoiseSettings", "Denoiser", "Evaluations"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseSettings:
+    """How to denoise.
+
+    Attributes:
+        window: frames that a run of the UNet sees together (d). stride: frames from one window to the next
+        (s), 1 to `window`. steps: denoising steps (T), at least 1. guidance: scale of classifier-free
+        guidance (g); 1.0 runs the prompt's side alone. seed: of all noise, any whole number. skewed: run the
+        windows of an arrival as one batch of mixed timesteps, at a stride more of latency a step.
+        controlnet_scales: how much each ControlNet weighs, by name, as in {"outline": 1.0}; at least one.
+    """
+
+    window: int
+    stride: int
+    steps: int
+    guidance: float = 1.0
+    seed: int = 0
+    skewed: bool = False
+    controlnet_scales: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """How often the networks have run.
+
+    Attributes:
+        unet_calls: runs of the UNet.
+        unet_frames: frames that those runs had, guidance sides counted each.
+        controlnet_calls: runs of the ControlNets, all together.
+        controlnet_frames: frames that those runs had, guidance sides counted each.
+        hints: hint embeddings made, one per frame and ControlNet.
+    """
+
+    unet_calls: int = 0
+    unet_frames: int = 0
+    controlnet_calls: int = 0
+    controlnet_frames: int = 0
+    hints: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Committed:
+    """A frame's final latents.
+
+    Attributes:
+        index: position in the stream, from 0, without gaps.
+        latents: (C, h, w) float32.
+    """
+
+    index: int
+    latents: Tensor
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _InFlight:
+    """What is kept of one frame, all of it at the level where the frame stands.
+
+    Attributes:
+        embeddings: of the hints, by ControlNet, each (C0, h, w); the same at every level.
+        latents: (C, h, w).
+        residuals: the ControlNets' sum by output name, each (sides, Ci, hi, wi); empty until a window runs.
+        total: Σ w·ε over the windows that have run, (C, h, w).
+        weight: Σ w over the same windows.
+    """
+
+    embeddings: Mapping[str, Tensor]
+    latents: Tensor
+    residuals: Mapping[str, Tensor] = field(default_factory=dict)
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    weight: float = 0.0
+
+
+class Denoiser:
+    """Denoises one stream.
+
+    Args:
+        networks: `unet`, and `hint_NAME` and `controlnet_NAME` for each ControlNet in the settings.
+        scheduler: of `settings.steps` steps.
+        text: the prompt, (1, 77, D) float32; its device is where all tensors are kept.
+        negative_text: the negative prompt, same shape; used with guidance only.
+        settings: how to denoise.
+        latent_channels: C of the latents.
+
+    Raises:
+        SettingError: the settings do not fit one another or the networks.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        *,
+        scheduler: Scheduler,
+        text: Tensor,
+        negative_text: Tensor | None,
+        settings: DenoiseSettings,
+        latent_channels: int,
+    ) -> None:
+        windows = Windows(length=settings.window, stride=settings.stride)
+        self._rolling = Rolling(windows, steps=settings.steps, skewed=settings.skewed)
+        if scheduler.steps != settings.steps:
+            raise SettingError(
+                f"The scheduler makes {scheduler.steps} steps and the settings ask for {settings.steps}: "
+                "make it for the settings."
+            )
+        if not settings.controlnet_scales:
+            raise SettingError("No ControlNet is named: give at least one in controlnet_scales.")
+        for name in settings.controlnet_scales:
+            if f"controlnet_{name}" not in networks or f"hint_{name}" not in networks:
+                raise SettingError(
+                    f"The model has no ControlNet '{name}': leave it out of controlnet_scales."
+                )
+        sides = [text]
+        if settings.guidance != 1.0:
+            if negative_text is None:
+                raise SettingError(
+                    "Guidance needs a negative prompt: give one (it may be empty), or guidance 1."
+                )
+            sides = [negative_text, text]
+        self._networks = networks
+        self._scheduler = scheduler
+        self._settings = settings
+        self._text = torch.cat(sides)  # (sides, 77, D)
+        self._latent_channels = latent_channels
+        self._frames: dict[int, _InFlight] = {}
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """How often the networks have run so far."""
+        return Evaluations(**self._counts)
+
+    @property
+    def lookahead(self) -> int:
+        """Frames that are in and not committed."""
+        return self._rolling.arrived - self._rolling.committed
+
+    def push(self, hints: Mapping[str, Tensor]) -> list[Committed]:
+        """Take in the next frame and run what became runnable.
+
+        Args:
+            hints: by ControlNet, each (3, H, W) float32 in [0, 1].
+
+        Returns:
+            The frames that are final now, in order; often none.
+
+        Raises:
+            RuntimeError: the stream has ended.
+        """
+        with torch.inference_mode():
+            index = self._rolling.arrived
+            self._rolling.arrive()
+            embeddings = {
+                name: self._networks[f"hint_{name}"]({"hint": hints[name].unsqueeze(0)})["embedding"][0]
+                for name in self._settings.controlnet_scales
+            }
+            self._counts["hints"] += len(embeddings)
+            height, width = next(iter(embeddings.values())).shape[-2:]
+            shape = (self._latent_channels, height, width)
+            noise = frame_noise(shape, seed=self._settings.seed, frame=index).to(self._text.device)
+            latents = noise * self._scheduler.initial_sigma
+            self._frames[index] = _InFlight(embeddings=embeddings, latents=latents)
+            return self._run()
+
+    def finish(self) -> list[Committed]:
+        """End the stream.
+
+        Returns:
+            All frames that were still in flight, in order.
+        """
+        with torch.inference_mode():
+            return self._climb([(index, 0) for index in self._rolling.end()]) + self._run()
+
+    def _run(self) -> list[Committed]:
+        committed: list[Committed] = []
+        while tasks := self._rolling.ready():
+            self._add_residuals(tasks)
+            for _, alike in groupby(tasks, key=lambda task: len(task.span.frames)):
+                self._run_windows(list(alike))
+            climbed = [(index, task.step) for task in tasks for index in self._rolling.complete(task)]
+            committed += self._climb(climbed)
+        return committed
+
+    def _add_residuals(self, tasks: Sequence[Task]) -> None:
+        """Run the ControlNets, as one batch, on those frames that have no residuals at their level yet."""
+        new = [
+            (self._frames[index], task.step)
+            for task in tasks
+            for index in task.span.frames
+            if not self._frames[index].residuals
+        ]
+        if not new:
+            return
+        frames = [frame for frame, _ in new]
+        steps = torch.tensor([step for _, step in new])
+        sides = len(self._text)
+        inputs = {
+            "sample": self._scaled(frames, steps).repeat(sides, 1, 1, 1),
+            "timestep": self._timesteps(steps),
+            "text": self._text.repeat_interleave(len(new), dim=0),
+        }
+        summed: dict[str, Tensor] = {}
+        for name, scale in self._settings.controlnet_scales.items():
+            embedding = torch.stack([frame.embeddings[name] for frame in frames]).repeat(sides, 1, 1, 1)
+            outputs = self._networks[f"controlnet_{name}"]({**inputs, "embedding": embedding})
+            for key, output in outputs.items():
+                # A network's outputs are the caller's own, so they can be summed where they lie.
+                scaled = output.mul_(scale)
+                summed[key] = summed[key].add_(scaled) if key in summed else scaled
+            self._counts["controlnet_calls"] += 1
+            self._counts["controlnet_frames"] += sides * len(new)
+        by_side = {
+            key: residual.reshape(sides, len(new), *residual.shape[1:]) for key, residual in summed.items()
+        }
+        for place, frame in enumerate(frames):
+            frame.residuals = {key: residual[:, place] for key, residual in by_side.items()}
+
+    def _run_windows(self, tasks: Sequence[Task]) -> None:
+        """Run the UNet on windows of one length, as one batch, and add what it says to the frames' sums."""
+        sides, batch, length = len(self._text), len(tasks), len(tasks[0].span.frames)
+        frames = [self._frames[index] for task in tasks for index in task.span.frames]
+        steps = torch.tensor([task.step for task in tasks])
+        # Axis 0 of the inputs: side after side, and window after window within a side.
+        sample = self._scaled(frames, steps.repeat_interleave(length))
+        residuals = {
+            key: torch.stack([frame.residuals[key] for frame in frames], dim=1).reshape(
+                sides * batch, length, *residual.shape[1:]
+            )
+            for key, residual in frames[0].residuals.items()
+        }
+        inputs = {
+            "sample": sample.reshape(batch, length, *sample.shape[1:]).repeat(sides, 1, 1, 1, 1),
+            "timestep": self._timesteps(steps),
+            "text": self._text.repeat_interleave(batch, dim=0),
+        }
+        output = self._networks["unet"](inputs | residuals)["output"].float().chunk(sides)
+        self._counts["unet_calls"] += 1
+        self._counts["unet_frames"] += sides * batch * length
+        # Both sides carry the same weights: guiding within the window is eq. 6, with one sum to keep.
+        guided = output[0]
+        if sides == 2:
+            guided = guided + self._settings.guidance * (output[1] - guided)
+        weights = frame_weights(length)
+        weighted = guided * torch.tensor(weights, device=guided.device).reshape(-1, 1, 1, 1)
+        for frame, part, weight in zip(frames, weighted.flatten(0, 1), weights * batch, strict=True):
+            frame.total = frame.total + part
+            frame.weight += weight
+
+    def _climb(self, climbed: Sequence[tuple[int, int]]) -> list[Committed]:
+        """Combine the predictions of frames (index, step) that have them all, and step on (eqs. 4 and 8)."""
+        if not climbed:
+            return []
+        frames = [self._frames.pop(index) for index, _ in climbed]
+        device = self._text.device
+        steps = torch.tensor([step for _, step in climbed])
+        weights = torch.tensor([frame.weight for frame in frames], device=device)
+        predicted = torch.stack([frame.total for frame in frames]) / weights.reshape(-1, 1, 1, 1)
+        sample = torch.stack([frame.latents for frame in frames])
+        noise = None
+        if self._scheduler.needs_noise:
+            seed, shape = self._settings.seed, tuple(sample.shape[1:])
+            keyed = [frame_noise(shape, seed=seed, frame=index, step=step) for index, step in climbed]
+            noise = torch.stack(keyed).to(device)
+        committed = []
+        following = self._scheduler.step(sample, predicted, steps, noise)
+        for (index, step), frame, latents in zip(climbed, frames, following, strict=True):
+            if step + 1 == self._settings.steps:
+                committed.append(Committed(index=index, latents=latents))
+            else:
+                self._frames[index] = _InFlight(embeddings=frame.embeddings, latents=latents)
+        return committed
+
+    def _scaled(self, frames: Sequence[_InFlight], steps: Tensor) -> Tensor:
+        """The frames' latents as the networks want them at `steps` (N,): (N, C, h, w)."""
+        return self._scheduler.scale(torch.stack([frame.latents for frame in frames]), steps)
+
+    def _timesteps(self, steps: Tensor) -> Tensor:
+        """The timesteps of `steps` (N,) for every side: (sides · N,) float32."""
+        return self._scheduler.timesteps[steps].repeat(len(self._text)).to(self._text.device)

@@ -1,0 +1,20 @@
+"""What several folders of tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from toonstream.demo import Scene, write_scene
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a short filmed-looking clip with sound; keywords are those of `Scene`."""
+
+    def make(name: str = "clip.mp4", **scene: object) -> Path:
+        path = tmp_path / name
+        write_scene(Scene(**{"width": 64, "height": 48, "seconds": 0.5, **scene}), path)
+        return path
+
+    return make

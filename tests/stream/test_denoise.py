@@ -1,0 +1,235 @@
+"""The stream against the plain offline definition, on a small network that mixes the frames of a window."""
+
+import sys
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from toonstream.errors import SettingError
+from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
+from toonstream.stream.noise import frame_noise
+from toonstream.stream.schedulers import make_scheduler
+from toonstream.stream.window import Windows
+
+
+def beside(name: str) -> ModuleType:
+    """A module of this folder: tests are no package and have no import path of their own."""
+    spec = spec_from_file_location(f"toonstream_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = beside("offline")
+
+CHANNELS = 2
+CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "timestep_spacing": "trailing"}
+CONFIG["prediction_type"] = "v_prediction"
+SCALES = {"outline": 0.8, "colour": 1.3}
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+TEXT, NEGATIVE = random(1, 77, 4, seed=1), random(1, 77, 4, seed=2)
+HINTS = [{name: random(3, 32, 16, seed=3 * i + len(name)) for name in SCALES} for i in range(64)]
+
+
+def make(options: DenoiseSettings, kind: str = "ddim", networks=None) -> tuple[dict, dict]:
+    """The networks, and the rest of what both the Denoiser and the offline reference take."""
+    scheduler = make_scheduler(CONFIG, kind=kind, steps=options.steps)
+    common = {"scheduler": scheduler, "text": TEXT, "negative_text": NEGATIVE, "settings": options}
+    return networks or reference.stand_in_networks(), {**common, "latent_channels": CHANNELS}
+
+
+def streamed(denoiser: Denoiser, frames: int) -> list[Committed]:
+    committed = [frame for hints in HINTS[:frames] for frame in denoiser.push(hints)]
+    return committed + denoiser.finish()
+
+
+def latents(committed: list[Committed]) -> Tensor:
+    assert [frame.index for frame in committed] == list(range(len(committed)))
+    return torch.stack([frame.latents for frame in committed])
+
+
+@st.composite
+def clips(draw: st.DrawFn) -> tuple[DenoiseSettings, int]:
+    window = draw(st.integers(1, 16))
+    options = DenoiseSettings(
+        window=window,
+        stride=draw(st.integers(1, window)),
+        steps=draw(st.integers(1, 6)),
+        guidance=draw(st.sampled_from([1.0, 3.5])),
+        seed=draw(st.integers(0, 2**70)),
+        controlnet_scales=SCALES,
+    )
+    return options, draw(st.integers(1, 3 * window + 1))
+
+
+@given(clip=clips(), kind=st.sampled_from(["ddim", "lcm", "euler"]))
+@settings(max_examples=60, deadline=None)
+def test_both_wavefronts_give_what_the_offline_definition_gives(clip, kind):
+    options, frames = clip
+    networks, common = make(options, kind)
+    expected = torch.stack(reference.offline(networks, HINTS[:frames], **common))
+    assert torch.equal(latents(streamed(Denoiser(networks, **common), frames)), expected)
+    skewed = Denoiser(networks, **{**common, "settings": replace(options, skewed=True)})
+    torch.testing.assert_close(latents(streamed(skewed, frames)), expected, rtol=1e-3, atol=1e-4)
+
+
+@given(clip=clips())
+@settings(max_examples=20, deadline=None)
+def test_guiding_in_the_window_and_sharing_residuals_is_what_the_paper_says(clip):
+    options, frames = clip
+    networks, common = make(options)
+    expected = torch.stack(reference.offline(networks, HINTS[:frames], **common, textbook=True))
+    actual = latents(streamed(Denoiser(networks, **common), frames))
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+@given(clip=clips(), skewed=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_evaluations_latents_alive_and_look_ahead_are_bounded(clip, skewed):
+    options, frames = clip
+    options = replace(options, skewed=skewed)
+    networks, common = make(options)
+    denoiser = Denoiser(networks, **common)
+    windows = Windows(length=options.window, stride=options.stride)
+    bound = windows.lookahead(steps=options.steps, skewed=skewed)
+    committed = 0
+    for arrived, hints in enumerate(HINTS[:frames], start=1):
+        committed += len(denoiser.push(hints))
+        assert denoiser.lookahead == arrived - committed <= bound
+        assert len(denoiser._frames) == denoiser.lookahead
+    committed += len(denoiser.finish())
+    assert committed == frames
+    assert denoiser.lookahead == len(denoiser._frames) == 0
+    sides = 1 if options.guidance == 1 else 2
+    cost = windows.cost(frames, steps=options.steps, sides=sides, controlnets=len(SCALES))
+    counted = denoiser.evaluations
+    assert counted.unet_frames == cost.unet
+    assert counted.controlnet_frames == cost.controlnet == frames * options.steps * sides * len(SCALES)
+    assert counted.hints == frames * len(SCALES)
+    assert counted.unet_calls == networks["unet"].calls
+    assert counted.controlnet_calls == sum(networks[f"controlnet_{name}"].calls for name in SCALES)
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize(("window", "stride", "steps"), [(8, 4, 3), (7, 3, 4), (5, 5, 2), (6, 1, 2)])
+def test_memory_does_not_grow_with_the_stream(window, stride, steps, skewed):
+    options = DenoiseSettings(
+        window=window, stride=stride, steps=steps, guidance=2.0, skewed=skewed, controlnet_scales=SCALES
+    )
+    networks, common = make(options)
+    denoiser = Denoiser(networks, **common)
+    held = []
+    for place in range(240):
+        denoiser.push(HINTS[place % 64])
+        tensors = [tensor for frame in denoiser._frames.values() for tensor in tensors_of(frame)]
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
+        }
+        held.append(sum(storages.values()))
+    # The first window's frames share their storage, so the beginning may hold a little more.
+    assert max(held[60:150]) == max(held[150:]) <= max(held[:60])
+    # Residuals are kept only where a window has run and others are still to come: at most d-1 frames a level.
+    with_residuals = sum(bool(frame.residuals) for frame in denoiser._frames.values())
+    assert with_residuals <= steps * (window - 1)
+
+
+def tensors_of(frame: object) -> list[Tensor]:
+    return [frame.latents, frame.total, *frame.embeddings.values(), *frame.residuals.values()]
+
+
+def test_a_skewed_arrival_is_one_batch_of_mixed_timesteps():
+    options = DenoiseSettings(
+        window=4, stride=2, steps=3, guidance=2.0, skewed=True, controlnet_scales=SCALES
+    )
+    networks, common = make(options)
+    seen = []
+    run = networks["unet"]
+
+    def unet(tensors):
+        seen.append(tensors["timestep"].tolist())
+        return run(tensors)
+
+    denoiser = Denoiser({**networks, "unet": unet}, **common)
+    for hints in HINTS[:32]:
+        denoiser.push(hints)
+    assert seen[-1] == common["scheduler"].timesteps.tolist() * 2
+    # One run of the UNet and of each ControlNet an arrival of a stride, the first filling the first window.
+    assert len(seen) == denoiser.evaluations.unet_calls == (32 - 4) // 2 + 1
+    assert denoiser.evaluations.controlnet_calls == 2 * len(seen)
+
+
+def test_frames_do_not_depend_on_what_comes_after_their_look_ahead():
+    options = DenoiseSettings(window=6, stride=2, steps=2, controlnet_scales=SCALES)
+    networks, common = make(options)
+    last = Windows(length=6, stride=2).last_needed(4, steps=2)
+    whole = streamed(Denoiser(networks, **common), 40)
+    denoiser = Denoiser(networks, **common)
+    early = [frame for hints in HINTS[: last + 1] for frame in denoiser.push(hints)]
+    assert [frame.index for frame in early] == [0, 1, 2, 3, 4, 5]
+    assert all(torch.equal(frame.latents, whole[frame.index].latents) for frame in early)
+
+
+def test_an_empty_stream_commits_nothing_and_a_finished_one_takes_no_more():
+    networks, common = make(DenoiseSettings(window=4, stride=2, steps=2, controlnet_scales=SCALES))
+    denoiser = Denoiser(networks, **common)
+    assert denoiser.finish() == []
+    with pytest.raises(RuntimeError, match="ended"):
+        denoiser.push(HINTS[0])
+
+
+def test_the_scales_of_the_controlnets_matter():
+    options = DenoiseSettings(window=4, stride=2, steps=2, controlnet_scales=SCALES)
+    first = latents(streamed(Denoiser(make(options)[0], **make(options)[1]), 6))
+    other = replace(options, controlnet_scales={"outline": 0.8, "colour": 0.4})
+    second = latents(streamed(Denoiser(make(other)[0], **make(other)[1]), 6))
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": 5}, "stride of 5"),
+        ({"window": 0}, "window of 0"),
+        ({"steps": 0}, "0 denoising steps"),
+        ({"steps": 3}, "makes 2 steps"),
+        ({"controlnet_scales": {}}, "No ControlNet"),
+        ({"controlnet_scales": {"depth": 1.0}}, "'depth'"),
+        ({"guidance": 2.0}, "negative prompt"),
+    ],
+)
+def test_refuses_settings_that_do_not_fit(changes, message):
+    options = DenoiseSettings(window=4, stride=2, steps=2, controlnet_scales=SCALES)
+    networks, common = make(options)
+    with pytest.raises(SettingError, match=message):
+        Denoiser(networks, **{**common, "negative_text": None, "settings": replace(options, **changes)})
+
+
+def test_noise_belongs_to_its_key():
+    shape = (4, 8, 8)
+    keys = [(seed, frame, step) for seed in (0, 1, 2**64) for frame in (0, 1, 2**40) for step in (None, 0, 1)]
+    made = [frame_noise(shape, seed=seed, frame=frame, step=step) for seed, frame, step in keys]
+    again = [frame_noise(shape, seed=seed, frame=frame, step=step) for seed, frame, step in reversed(keys)]
+    assert all(torch.equal(first, second) for first, second in zip(made, reversed(again), strict=True))
+    flat = torch.stack(made).flatten(1)
+    correlation = torch.corrcoef(flat) - torch.eye(len(keys))
+    assert correlation.abs().max() < 0.3  # 256 draws: 4.8 standard deviations
+    assert abs(flat.mean()) < 0.05
+    assert flat.std().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_noise_is_the_same_in_every_process_and_release():
+    noise = frame_noise((3,), seed=3, frame=1)
+    assert noise.tolist() == pytest.approx([2.708454, 1.1923051, -1.4192278], rel=1e-6)

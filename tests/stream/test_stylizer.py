@@ -1,0 +1,56 @@
+from collections.abc import Mapping
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toonstream.stream.conditions import Conditioned
+from toonstream.stream.denoise import Committed
+from toonstream.stream.frame import Frame
+from toonstream.stream.stylizer import Stylizer
+
+
+class OneLate:
+    """Commits every frame when the next one comes."""
+
+    def __init__(self) -> None:
+        self.held: list[Committed] = []
+
+    def push(self, hints: Mapping[str, Tensor]) -> list[Committed]:
+        ready, self.held = (
+            self.held,
+            [Committed(index=0, latents=hints["colour"].mean() * torch.ones(4, 8, 8))],
+        )
+        return ready
+
+    def finish(self) -> list[Committed]:
+        return self.held
+
+
+class Decoder:
+    inputs = ()
+    outputs = ()
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert tensors["latents"].shape == (1, 4, 8, 8)
+        return {"image": tensors["latents"][:, :3]}
+
+
+def conditioned(index: int, level: float) -> Conditioned:
+    image = np.full((6, 7, 3), index, np.uint8)
+    frame = Frame(index=index, pts=10 * index, time_base=Fraction(1, 24), image=image)
+    return Conditioned(frame=frame, hints={"colour": torch.full((3, 8, 8), level)})
+
+
+def test_every_toon_comes_with_its_own_source_frame() -> None:
+    stylizer = Stylizer(OneLate(), Decoder(), scale=2.0, shift=-0.5)
+    levels = [0.0, 1.0, 2.0]
+    toons = [toon for index, level in enumerate(levels) for toon in stylizer.push(conditioned(index, level))]
+    assert [toon.toon.index for toon in toons] == [0, 1]
+    toons += stylizer.finish()
+    for index, (toon, level) in enumerate(zip(toons, levels, strict=True)):
+        assert (toon.toon.index, toon.toon.pts, toon.source.index) == (index, 10 * index, index)
+        assert toon.source.image[0, 0, 0] == index
+        assert toon.toon.image.shape == (6, 7, 3)
+        assert (toon.toon.image == round((level / 2.0 - 0.5 + 1.0) * 127.5)).all()

@@ -1,0 +1,46 @@
+import io
+import sys
+
+import pytest
+
+from toonstream.doctor import examine, findings
+
+
+def test_a_healthy_machine_is_ready() -> None:
+    report = io.StringIO()
+    assert examine(report) == 0
+    text = report.getvalue()
+    for topic in (
+        "python",
+        "cpu",
+        "memory",
+        "torch",
+        "av",
+        "openvino",
+        "onnxruntime",
+        "codecs",
+        "model",
+        "gpu",
+    ):
+        assert any(topic in line.split()[:3] for line in text.splitlines()), topic
+    assert "--engine openvino" in text or "--engine torch" in text
+    assert text.endswith("ready: try toonstream demo\n")
+
+
+@pytest.mark.parametrize("module", ["av", "cv2", "tokenizers"])
+def test_what_is_missing_comes_with_its_fix(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    report = io.StringIO()
+    assert examine(report) == 1
+    text = report.getvalue()
+    assert f"MISSING {module}" in text
+    assert "fix: pip install" in text
+    assert text.endswith("not ready: see the fixes above\n")
+
+
+def test_what_only_exports_need_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert examine(io.StringIO()) == 0
+    (finding,) = (finding for finding in findings() if finding.topic == "diffusers")
+    assert "toonstream[export]" in finding.fix
+    assert not finding.needed
