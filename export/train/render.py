@@ -32,13 +32,13 @@ class Grade:
 
 GRADES = {
     "hosoda": Grade(
-        gamma=0.86, contrast=1.02, saturation=1.12, shadows=(0.00, 0.00, 0.01), lights=(0.01, 0.01, 0.00)
+        gamma=0.86, contrast=1.02, saturation=1.10, shadows=(0.00, 0.00, 0.01), lights=(0.01, 0.01, 0.00)
     ),
     "shinkai": Grade(
-        gamma=0.94, contrast=1.14, saturation=1.42, shadows=(-0.03, 0.00, 0.07), lights=(0.00, 0.01, 0.03)
+        gamma=1.00, contrast=1.24, saturation=1.60, shadows=(-0.06, -0.01, 0.12), lights=(0.00, 0.02, 0.05)
     ),
     "hayao": Grade(
-        gamma=0.92, contrast=0.96, saturation=1.15, shadows=(0.02, 0.03, 0.00), lights=(0.05, 0.03, -0.04)
+        gamma=0.78, contrast=0.88, saturation=0.95, shadows=(0.05, 0.07, 0.00), lights=(0.06, 0.04, -0.08)
     ),
 }
 
