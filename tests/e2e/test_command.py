@@ -110,7 +110,8 @@ def test_the_same_seed_gives_the_same_pictures_and_the_skewed_wavefront_nearly(
     make_clip: MakeClip, tmp_path: Path
 ) -> None:
     clip = make_clip(seconds=0.25)
-    common = ("--steps", "2", "--window", "4", "--stride", "2", *QUICK)
+    # x264 itself does not repeat itself on pictures as small as the clip's own.
+    common = ("--steps", "2", "--window", "4", "--stride", "2", "--size", "128", *QUICK)
     for name, words in {"a": (), "b": (), "c": ("--mode", "skewed"), "d": ("--seed", "9")}.items():
         output = tmp_path / f"{name}.mp4"
         assert main([str(clip), "-q", "-o", str(output), *common, *words]) == 0
