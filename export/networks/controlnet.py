@@ -67,7 +67,7 @@ class ControlNet(TensorModule):
     def __init__(self, network: Any) -> None:
         super().__init__()
         config = network.config
-        if config.addition_embed_type is not None or config.class_embed_type is not None:
+        if config.addition_embed_type not in (None, "text") or config.class_embed_type is not None:
             raise ModelError("this ControlNet takes more than text and a hint; use one for SD 1.5")
         if config.global_pool_conditions:
             raise ModelError(
@@ -88,6 +88,8 @@ class ControlNet(TensorModule):
         """Give the residuals of one denoising step."""
         network = self.network
         time = network.time_embedding(network.time_proj(timestep))
+        if network.config.addition_embed_type == "text":
+            time = time + network.add_embedding(text)
         hidden = network.conv_in(sample) + embedding
         states = [hidden]
         for block in network.down_blocks:

@@ -25,6 +25,9 @@ def main() -> None:
         "--output", type=Path, required=True, help="folder of the run: checkpoints, curves, samples"
     )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be repeated")
+    parser.add_argument(
+        "--start", type=Path, help="a model folder to begin with, such as export/models/toonlet"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
     parser.add_argument("--pictures-steps", type=int, default=6000)
@@ -32,14 +35,23 @@ def main() -> None:
     arguments = parser.parse_args()
     run: Path = arguments.output
     seed: int = arguments.seed
+    start: Path | None = arguments.start
     stages = arguments.stage or STAGES
     pictures = Pictures(arguments.data)
     if "autoencoder" in stages:
-        train_autoencoder(pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=3, seed=seed)
+        train_autoencoder(
+            pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=3, seed=seed, start=start
+        )
     if "pictures" in stages:
         autoencoder = AutoencoderTiny.from_pretrained(run / "autoencoder" / "vae")
         train_pictures(
-            pictures, autoencoder, run / "pictures", steps=arguments.pictures_steps, size=10, seed=seed
+            pictures,
+            autoencoder,
+            run / "pictures",
+            steps=arguments.pictures_steps,
+            size=10,
+            seed=seed,
+            start=start,
         )
     if "motion" in stages:
         autoencoder = AutoencoderTiny.from_pretrained(run / "pictures" / "vae")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
-from toonstream.export.train.networks import new_autoencoder
+from toonstream.export.train.networks import load_part, new_autoencoder
 
 __all__ = ["train_autoencoder"]
 
@@ -17,10 +17,18 @@ _SPREAD_WEIGHT = 0.4
 _LATENT_NOISE = 0.08  # what the decoder must bear: the denoiser's error
 
 
-def train_autoencoder(pictures: Pictures, folder: Path, *, steps: int, size: int, seed: int) -> None:
-    """Train on single drawings up to `steps`, from where the run in `folder` stopped."""
+def train_autoencoder(
+    pictures: Pictures, folder: Path, *, steps: int, size: int, seed: int, start: Path | None = None
+) -> None:
+    """Train on single drawings up to `steps`, from where the run in `folder` stopped.
+
+    Where there is no run yet, it starts from the model folder `start`, or from nothing.
+    """
     torch.manual_seed(seed)
-    network = new_autoencoder().to(memory_format=torch.channels_last)
+    network = new_autoencoder()
+    if start is not None:
+        load_part(network, start / "vae")
+    network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=7e-4, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average([network], decay=0.998)
     run = Run(folder, network=network, optimiser=optimiser, average=average)

@@ -25,6 +25,7 @@ from toonstream.export.train.common import Average, Run, image_loss, learning_ra
 from toonstream.export.train.data import Batch, Pictures, prefetch
 from toonstream.export.train.networks import (
     CONTROLS,
+    load_part,
     new_controlnet,
     new_text_encoder,
     new_unet,
@@ -150,9 +151,16 @@ def _warped_loss(drawn: Tensor, batch: Batch) -> Tensor:
 
 
 def train_pictures(
-    pictures: Pictures, autoencoder: AutoencoderTiny, folder: Path, *, steps: int, size: int, seed: int
+    pictures: Pictures,
+    autoencoder: AutoencoderTiny,
+    folder: Path,
+    *,
+    steps: int,
+    size: int,
+    seed: int,
+    start: Path | None = None,
 ) -> None:
-    """Stage 2, on single pictures: everything but the motion modules.
+    """Stage 2, on single pictures: everything but the motion modules; from the model folder `start`, if any.
 
     The decoder learns on: it comes to show what the denoiser draws, not only what the encoder wrote.
     """
@@ -162,6 +170,11 @@ def train_pictures(
     for control in controls.values():
         _wake(control)
     text_encoder = new_text_encoder()
+    if start is not None:
+        load_part(unet, start / "unet")
+        load_part(text_encoder, start / "text_encoder")
+        for name, control in controls.items():
+            load_part(control, start / f"controlnet_{name}")
     stack = _stack(folder, unet, controls, text_encoder, autoencoder)
     autoencoder.decoder.requires_grad_(True)
     modules: list[nn.Module] = [unet, *controls.values(), text_encoder, autoencoder.decoder]

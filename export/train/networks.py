@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -12,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 __all__ = [
     "CONTROLS",
     "LATENT_CHANNELS",
+    "load_part",
     "new_autoencoder",
     "new_controlnet",
     "new_text_encoder",
@@ -55,6 +57,14 @@ def new_autoencoder() -> AutoencoderTiny:
     return autoencoder
 
 
+def load_part(network: nn.Module, folder: Path) -> None:
+    """Give `network` the weights in `folder` that it has a place for; what they lack stays as it is."""
+    (path,) = folder.glob("*.safetensors")
+    known = network.state_dict()
+    weights = {name: value.float() for name, value in load_file(path).items() if name in known}
+    network.load_state_dict(known | weights)
+
+
 def new_unet() -> UNet2DConditionModel:
     """The spatial network; attention to the text only where the picture is smallest."""
     return UNet2DConditionModel(
@@ -72,10 +82,35 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
-    """A ControlNet that starts as a copy of the network's way down."""
-    return ControlNetModel.from_unet(
-        unet, conditioning_embedding_out_channels=(16, 16, 32, 32), load_weights_from_unet=True
+    """A ControlNet that starts as a copy of the network's way down.
+
+    The text joins its time embedding too, and by that acts at every level: what a word changes everywhere,
+    such as the warmth of the light, would else have to come up from where the picture is smallest.
+    """
+    config = {
+        name: unet.config[name]
+        for name in (
+            "in_channels",
+            "down_block_types",
+            "block_out_channels",
+            "layers_per_block",
+            "norm_num_groups",
+            "cross_attention_dim",
+            "attention_head_dim",
+        )
+    }
+    controlnet = ControlNetModel(
+        **config,
+        conditioning_embedding_out_channels=(16, 16, 32, 32),
+        addition_embed_type="text",
+        addition_embed_type_num_heads=_HEADS,
     )
+    names = ("time_embedding", "conv_in", "down_blocks", "mid_block")
+    copied = {name: value for name, value in unet.state_dict().items() if name.startswith(names)}
+    controlnet.load_state_dict(controlnet.state_dict() | copied)
+    with torch.no_grad():
+        controlnet.add_embedding.norm2.weight.mul_(0.2)  # beside the timestep, not over it
+    return controlnet
 
 
 def new_text_encoder() -> CLIPTextModel:

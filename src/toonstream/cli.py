@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the arguments are read and checked."""
 
 import argparse
+import importlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,12 @@ from toonstream.errors import SettingError, ToonstreamError
 __all__ = ["main"]
 
 EXIT_ERROR = 2
+COMMANDS = (
+    "engines",
+    "export",
+    "models",
+    "serve",
+)  # each is toonstream.commands.NAME, and has its own --help
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells have it
 
 _USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
@@ -86,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     try:
+        if words and words[0] in COMMANDS:
+            command = importlib.import_module(f"toonstream.commands.{words[0]}")
+            return int(command.run(words[1:]))
         return _run(_parser().parse_args(words))
     except ToonstreamError as error:
         if debug:

@@ -1,0 +1,1 @@
+"""One module per `toonstream NAME` command: `run(words) -> exit code`, its own parser, its own --help."""
