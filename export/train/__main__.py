@@ -29,7 +29,7 @@ def main() -> None:
         "--start", type=Path, help="a model folder to begin with, such as export/models/toonlet"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--autoencoder-steps", type=int, default=3000)
+    parser.add_argument("--autoencoder-steps", type=int, default=10000)
     parser.add_argument("--pictures-steps", type=int, default=6000)
     parser.add_argument("--motion-steps", type=int, default=2000)
     arguments = parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> None:
     pictures = Pictures(arguments.data)
     if "autoencoder" in stages:
         train_autoencoder(
-            pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=3, seed=seed, start=start
+            pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=4, seed=seed, start=start
         )
     if "pictures" in stages:
         autoencoder = AutoencoderTiny.from_pretrained(run / "autoencoder" / "vae")

@@ -67,9 +67,13 @@ class Pictures:
         self.stills = self.photos + [row for sequence in self.sequences for row in sequence[::3]]
 
     def batch(self, random: np.random.Generator, *, size: int, side: int) -> Batch:
-        """`size` single pictures, each with a caption of its own."""
+        """`size` single pictures, each twice with a caption of its own: what differs is what the words do."""
         captions = [draw_caption(random) for _ in range(size)]
-        clips = [[self._still(caption, random, side)] for caption in captions]
+        seeds = np.repeat(random.integers(2**63, size=-(-size // 2)), 2)
+        clips = [
+            [self._still(caption, np.random.default_rng(seed), side)]
+            for caption, seed in zip(captions, seeds, strict=False)
+        ]
         return _stack(clips, captions, random)
 
     def samples(self, size: int) -> Batch:
