@@ -33,7 +33,7 @@ class CutSettings:
     """
 
     correlation: float = 0.5
-    overlap: float = 0.82
+    overlap: float = 0.9
     contrast: float = 6.0
 
 

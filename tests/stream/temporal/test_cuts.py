@@ -15,7 +15,7 @@ Image = NDArray[np.uint8]
 def scene(seed: int, width: int = 320) -> Image:
     """A picture of blobs in the colours of its own scene."""
     random = np.random.default_rng(seed)
-    coarse = random.uniform(0, 255, (6, width // 30, 3)) * random.uniform(0.3, 1.0, 3)
+    coarse = random.uniform(0, 255, (14, width // 13, 3)) * random.uniform(0.3, 1.0, 3)
     return np.asarray(cv2.resize(coarse, (width, 180), interpolation=cv2.INTER_CUBIC).clip(0, 255), np.uint8)
 
 
