@@ -1,7 +1,7 @@
 """The one interface over everything that can run a network."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -48,11 +48,13 @@ class NetworkSource:
         name: its role in the stream, such as `unet` or `controlnet_outline`.
         onnx: the exported file, or None where there is none.
         build: makes the torch module (with `input_names` and `output_names`: tensors in, a tuple out).
+        weights: what takes the place of some of the network's weights, by name; see `engines.weights`.
     """
 
     name: str
     onnx: Path | None
     build: Callable[[], nn.Module]
+    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Engine(Protocol):

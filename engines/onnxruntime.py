@@ -57,6 +57,11 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _QUIET
         # Several sessions take turns on the same cores: threads that wait must sleep, not spin.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        values = [
+            self._runtime.OrtValue.ortvalue_from_numpy(tensor.numpy()) for tensor in source.weights.values()
+        ]
+        if values:
+            options.add_external_initializers(list(source.weights), values)
         try:
             session = self._runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except self._refusals as error:

@@ -71,6 +71,7 @@ class OpenVinoEngine:
             raise EngineError(
                 f"OpenVINO cannot read {source.onnx}: {_first_line(error)}; use --engine torch"
             ) from None
+        _put(source.weights, model)
         return OpenVinoNetwork(source.name, self._core, model, self._options)
 
 
@@ -125,6 +126,21 @@ class OpenVinoNetwork:
         if len(self._requests) > _KEPT_SHAPES:
             self._requests.popitem(last=False)
         return request
+
+
+def _put(weights: Mapping[str, Tensor], model: Any) -> None:
+    """Put weights in place of the model's own; each is a constant of the same name."""
+    if not weights:
+        return
+    from openvino import opset13
+
+    constants = {
+        node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"
+    }
+    for name, tensor in weights.items():
+        other = opset13.constant(tensor.numpy(), name=name)
+        for reader in constants[name].output(0).get_target_inputs():
+            reader.replace_source_output(other.output(0))
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -1,14 +1,25 @@
-"""torch: the reference engine, and for now the one for GPUs."""
+"""torch: the reference engine, and the one that runs on every GPU.
 
+On a GPU it computes in half precision, channels last, with xformers' memory-efficient attention where that is
+installed (torch's scaled-dot-product attention otherwise), and every call is one recorded CUDA graph.
+"""
+
+import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from toonstream.engines.engine import NetworkSource
+from toonstream.engines.memory import out_of_memory
+from toonstream.engines.replay import Buffered, Step, record_graph
+from toonstream.errors import EngineError
 
 __all__ = ["TorchEngine", "TorchNetwork"]
+
+_PREFIX = "network."  # what every wrapper puts before the names of its weights
 
 
 class TorchEngine:
@@ -16,42 +27,108 @@ class TorchEngine:
 
     Args:
         device: where to run; None is the first GPU, or the CPU where there is none.
-        dtype: what to compute in; tensors in and out stay as declared.
+        dtype: what to compute in; None is float16 on a GPU and float32 on the CPU. Tensors in and out stay as
+            declared.
+        graphs: record CUDA graphs; None is yes on a GPU.
     """
 
     name = "torch"
 
-    def __init__(self, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        graphs: bool | None = None,
+    ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = dtype
+        on_gpu = self.device.type == "cuda"
+        self.dtype = dtype or (torch.float16 if on_gpu else torch.float32)
+        self.graphs = on_gpu if graphs is None else graphs
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, such as "float16"."""
+        return str(self.dtype).removeprefix("torch.")
 
     def load(self, source: NetworkSource) -> "TorchNetwork":
         """Build a network's module (this imports diffusers or transformers).
 
         Raises:
             ModelError: its weights are missing or do not fit.
+            EngineError: the GPU's memory is too small for it.
         """
-        return TorchNetwork(source.build(), self.device, self.dtype)
+        module = source.build()
+        _put(source, module)
+        if self.device.type == "cuda":
+            use_memory_efficient_attention(module)
+        with out_of_memory(source.name):
+            return TorchNetwork(source.name, module, self.device, self.dtype, graphs=self.graphs)
 
 
 class TorchNetwork:
     """A torch module with named tensors."""
 
-    def __init__(self, module: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, module: Any, device: torch.device, dtype: torch.dtype, *, graphs: bool = False
+    ) -> None:
         self.inputs = module.inputs
         self.outputs = module.outputs
-        self._device = device
-        self._dtype = dtype
+        self._name = name
         self._module: nn.Module = module.eval().to(device, dtype, memory_format=torch.channels_last)
+        self._computed = tuple(
+            replace(spec, dtype=dtype) if spec.dtype.is_floating_point else spec for spec in self.inputs
+        )
+        self._device = device
+        self._buffered = (
+            Buffered(self._computed, device=device, prepare=self._prepare, record=record_graph)
+            if graphs
+            else None
+        )
 
     @torch.no_grad()  # not inference_mode: its tensors would forbid their new owner to change them
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run once; tensors may be anywhere, and are given out on the engine's device."""
-        made = self._module(*(self._take(tensors[spec.name]) for spec in self.inputs))
-        return {
-            spec.name: tensor.to(spec.dtype).contiguous()
-            for spec, tensor in zip(self.outputs, made, strict=True)
-        }
+        """Run once; tensors may be anywhere, and are given out on the engine's device.
 
-    def _take(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self._dtype if tensor.is_floating_point() else None)
+        Raises:
+            EngineError: the GPU's memory is too small for these shapes.
+        """
+        with out_of_memory(self._name):
+            if self._buffered is not None:
+                return self._buffered(tensors)
+            given = {spec.name: tensors[spec.name].to(self._device, spec.dtype) for spec in self._computed}
+            return dict(self._prepare(given)())
+
+    def _prepare(self, given: Mapping[str, Tensor]) -> Step:
+        def step() -> Mapping[str, Tensor]:
+            made = self._module(*given.values())
+            return {
+                spec.name: tensor.to(spec.dtype).contiguous()
+                for spec, tensor in zip(self.outputs, made, strict=True)
+            }
+
+        return step
+
+
+def use_memory_efficient_attention(module: nn.Module) -> bool:
+    """Let diffusers' networks in a module attend through xformers; gives False where it is not installed."""
+    if importlib.util.find_spec("xformers") is None:
+        return False
+    for part in module.children():
+        switch = getattr(part, "enable_xformers_memory_efficient_attention", None)
+        if switch is not None:
+            switch()
+    return True
+
+
+def _put(source: NetworkSource, module: nn.Module) -> None:
+    """Put weights in place of the module's own."""
+    state = module.state_dict()  # shares its tensors with the module
+    with torch.no_grad():
+        for name, tensor in source.weights.items():
+            own = state.get(_PREFIX + name, state.get(name))
+            if own is None:
+                raise EngineError(
+                    f"{source.name} has no weight {name}; the weights belong to another network"
+                )
+            own.copy_(tensor)
