@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from toonstream.engines.engine import TensorSpec
 
-__all__ = ["TensorModule", "axis_length", "random_inputs", "spec"]
+__all__ = ["CHUNK_TOKENS", "TensorModule", "axis_length", "random_inputs", "spec"]
+
+CHUNK_TOKENS = 77  # that a CLIP text encoder takes at once: start, 75 of a prompt, end
 
 _AXIS = re.compile(r"(?P<factor>\d*)(?P<name>[a-z]+)(?:/(?P<divisor>\d+))?")
 _TIMESTEPS = 1000
@@ -17,8 +19,8 @@ _TIMESTEPS = 1000
 class TensorModule(nn.Module):
     """A module that takes tensors in the order of `inputs` and returns a tuple in the order of `outputs`.
 
-    A free axis is named by what it counts: "batch", "frames", "h" and "w" (latent pixels), or a multiple or a
-    fraction of one: "8h" (pixels), "h/2" (one level down).
+    A free axis is named by what it counts: "batch", "frames", "tokens" (of text), "h" and "w" (latent pixels),
+    or a multiple or a fraction of one: "8h" (pixels), "h/2" (one level down).
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -51,22 +53,23 @@ def axis_length(axis: int | str, sizes: Mapping[str, int]) -> int:
 
 
 def random_inputs(
-    inputs: tuple[TensorSpec, ...], sizes: Mapping[str, int], *, tokens: int = 2, seed: int = 0
+    inputs: tuple[TensorSpec, ...], sizes: Mapping[str, int], *, vocabulary: int = 2, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Make inputs for a trial run: normal noise, timesteps in [0, 1000), token ids below `tokens`.
+    """Make inputs for a trial run: normal noise, timesteps in [0, 1000), token ids below `vocabulary`.
 
     Args:
         inputs: what to make.
-        sizes: length of each axis that is named there: batch, frames, h, w.
-        tokens: size of the vocabulary.
+        sizes: length of each axis that is named there: batch, frames, h, w; tokens are 77 unless given.
+        vocabulary: how many token ids there are.
         seed: the same seed gives the same inputs.
     """
     generator = torch.Generator().manual_seed(seed)
+    lengths = {"tokens": CHUNK_TOKENS, **sizes}
     made = {}
     for tensor in inputs:
-        shape = [axis_length(axis, sizes) for axis in tensor.shape]
+        shape = [axis_length(axis, lengths) for axis in tensor.shape]
         if tensor.dtype == torch.int64:
-            made[tensor.name] = torch.randint(tokens, shape, generator=generator)
+            made[tensor.name] = torch.randint(vocabulary, shape, generator=generator)
         elif tensor.name == "timestep":
             made[tensor.name] = torch.rand(shape, generator=generator) * _TIMESTEPS
         else:

@@ -8,9 +8,7 @@ from toonstream.engines.engine import TensorSpec
 from toonstream.errors import ModelError
 from toonstream.export.networks.base import TensorModule, spec
 
-__all__ = ["TEXT_TOKENS", "ControlNet", "HintEmbedding", "residual_specs"]
-
-TEXT_TOKENS = 77
+__all__ = ["ControlNet", "HintEmbedding", "residual_specs"]
 
 
 def residual_specs(network: Any, *leading: str) -> tuple[TensorSpec, ...]:
@@ -60,7 +58,7 @@ class HintEmbedding(TensorModule):
 class ControlNet(TensorModule):
     """A diffusers `ControlNetModel` that takes the hint's embedding instead of the hint.
 
-    Inputs: `sample` (B, C, h, w), `timestep` (B,) float32, `text` (B, 77, D), `embedding` (B, C0, h, w).
+    Inputs: `sample` (B, C, h, w), `timestep` (B,) float32, `text` (B, tokens, D), `embedding` (B, C0, h, w).
     Outputs: `residual_0` … `residual_mid`, each (B, Ci, hi, wi), unscaled.
     """
 
@@ -77,7 +75,7 @@ class ControlNet(TensorModule):
         self.inputs = (
             spec("sample", "batch", config.in_channels, "h", "w"),
             spec("timestep", "batch"),
-            spec("text", "batch", TEXT_TOKENS, config.cross_attention_dim),
+            spec("text", "batch", "tokens", config.cross_attention_dim),
             spec("embedding", "batch", config.block_out_channels[0], "h", "w"),
         )
         self.outputs = residual_specs(network, "batch")

@@ -7,7 +7,7 @@ from torch import Tensor
 from toonstream.errors import ModelError
 from toonstream.export.networks import temporal
 from toonstream.export.networks.base import TensorModule, spec
-from toonstream.export.networks.controlnet import TEXT_TOKENS, residual_specs
+from toonstream.export.networks.controlnet import residual_specs
 
 __all__ = ["MotionUnet"]
 
@@ -15,7 +15,7 @@ __all__ = ["MotionUnet"]
 class MotionUnet(TensorModule):
     """A diffusers `UNetMotionModel`, with tensors only and with frames before channels.
 
-    Inputs: `sample` (B, F, C, h, w), `timestep` (B,) float32, `text` (B, 77, D), and the residuals of the
+    Inputs: `sample` (B, F, C, h, w), `timestep` (B,) float32, `text` (B, tokens, D), and the residuals of the
     ControlNets, summed: `residual_0` … `residual_mid`, each (B, F, Ci, hi, wi).
     Output: `output` (B, F, C, h, w).
     """
@@ -30,7 +30,7 @@ class MotionUnet(TensorModule):
         self.inputs = (
             spec("sample", "batch", "frames", config.in_channels, "h", "w"),
             spec("timestep", "batch"),
-            spec("text", "batch", TEXT_TOKENS, config.cross_attention_dim),
+            spec("text", "batch", "tokens", config.cross_attention_dim),
             *residual_specs(network, "batch", "frames"),
         )
         self.outputs = (spec("output", "batch", "frames", config.out_channels, "h", "w"),)
