@@ -1,7 +1,7 @@
-"""How a network runs on a GPU: through buffers that stay where they are, so that a call is one recorded graph.
+"""How a network runs on a GPU: through buffers that stay in place, so that a call is one recorded graph.
 
-For every set of input shapes there is one `_Call`: buffers for the inputs, and a step that runs the network on
-them. A stream has few shapes (one, and those of its last window), so a few calls are kept, the latest used.
+For every set of input shapes there is one `_Call`: buffers for the inputs, and a step that runs the network
+on them. A stream has few shapes (one, and those of its last window): a few calls are kept, the latest used.
 """
 
 from collections import OrderedDict
@@ -78,7 +78,7 @@ class Buffered:
 
 def record_graph(step: Step) -> Step:
     """Record a step as a CUDA graph, on the current device."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(_WARM_UPS):

@@ -157,9 +157,9 @@ def rewrite(source: NetworkSource, folder: Path) -> Path:
     for file in {place.file for place in stored.values()}:
         shutil.copyfile(file, folder / file.name)
     for name, tensor in source.weights.items():
-        with (folder / stored[name].file.name).open("r+b") as file:
-            file.seek(stored[name].offset)
-            file.write(_bytes(tensor))
+        with (folder / stored[name].file.name).open("r+b") as copy:
+            copy.seek(stored[name].offset)
+            copy.write(_bytes(tensor))
     return Path(shutil.copyfile(onnx, folder / onnx.name))
 
 

@@ -1,0 +1,108 @@
+"""The two flavours of TensorRT, and what each can do on which GPU.
+
+TensorRT-RTX is what is tested here: its builder needs no GPU. The libraries of the full TensorRT could not be
+installed where this was written: what is done for it alone follows its documentation.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from toonstream.errors import EngineError
+
+__all__ = ["FLAVOURS", "Flavour"]
+
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """One flavour.
+
+    Attributes:
+        name: as `--engine` takes it. title: as its makers write it.
+        module: to import. package: that has its version. remedy: the command that installs it.
+        capabilities: what can be named to build for; empty where it builds for the GPU that is there alone.
+        least: the oldest compute capability that it runs on.
+    """
+
+    name: str
+    title: str
+    module: str
+    package: str
+    remedy: str
+    capabilities: tuple[Capability, ...]
+    least: Capability
+
+    @property
+    def version(self) -> str | None:
+        """The version that is installed, or None."""
+        if importlib.util.find_spec(self.module) is None:
+            return None
+        return importlib.metadata.version(self.package)
+
+    def load(self) -> Any:
+        """Import the module.
+
+        Raises:
+            EngineError: it is not installed, or its libraries do not load.
+        """
+        try:
+            return importlib.import_module(self.module)
+        except ImportError:
+            raise EngineError(f"{self.title} is not installed; run `{self.remedy}`") from None
+        except (OSError, RuntimeError) as error:
+            raise EngineError(f"{self.title} does not load ({error}); run `{self.remedy}`") from None
+
+    def check(self, capability: Capability, *, gpu: bool) -> None:
+        """Refuse a compute capability that cannot be built for.
+
+        Args:
+            capability: such as (8, 9).
+            gpu: it is that of the GPU that is there.
+
+        Raises:
+            EngineError: it is too old, or cannot be named.
+        """
+        shown = ".".join(map(str, capability))
+        if capability < self.least:
+            least = ".".join(map(str, self.least))
+            raise EngineError(
+                f"compute capability {shown} is too old for {self.title}, which needs {least} or newer; "
+                "use --engine torch"
+            )
+        if gpu or capability in self.capabilities:
+            return
+        if not self.capabilities:
+            raise EngineError(
+                f"{self.title} builds for the GPU that is there; leave out the compute capability"
+            )
+        known = ", ".join(f"{major}.{minor}" for major, minor in self.capabilities)
+        raise EngineError(f"{self.title} cannot build for compute capability {shown}; name one of {known}")
+
+
+FLAVOURS = {
+    flavour.name: flavour
+    for flavour in (
+        Flavour(
+            name="tensorrt-rtx",
+            title="TensorRT-RTX",
+            module="tensorrt_rtx",
+            package="tensorrt_rtx_cu13",
+            remedy="pip install 'toonstream[tensorrt-rtx]'",
+            capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)),
+            least=(7, 5),
+        ),
+        Flavour(
+            name="tensorrt",
+            title="TensorRT",
+            module="tensorrt",
+            package="tensorrt",
+            remedy="pip install tensorrt",
+            capabilities=(),
+            least=(7, 5),
+        ),
+    )
+}
