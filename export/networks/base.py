@@ -19,7 +19,7 @@ _TIMESTEPS = 1000
 class TensorModule(nn.Module):
     """A module that takes tensors in the order of `inputs` and returns a tuple in the order of `outputs`.
 
-    A free axis is named by what it counts: "batch", "frames", "tokens" (of text), "h" and "w" (latent pixels),
+    A free axis is named by what it counts: "batch", "frames", "tokens" (text), "h" and "w" (latent pixels),
     or a multiple or a fraction of one: "8h" (pixels), "h/2" (one level down).
     """
 
