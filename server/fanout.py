@@ -1,0 +1,231 @@
+"""One stream to many watchers: encoded once per codec, paced, and never held up by one of them."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
+
+from toonstream.server.encode import Encoded, Encoder
+from toonstream.server.timing import Playout
+from toonstream.stream.clock import Clock, monotonic
+
+__all__ = ["AnyLane", "Drop", "Lane", "Subscription"]
+
+T = TypeVar("T")
+
+RING = 60  # packets that wait for one watcher
+WAITING = 64  # frames that wait to be encoded: more than the longest burst of a rolling window
+KEY_PAUSE = 0.5  # seconds at least between key frames that watchers ask for
+
+Drop = Callable[[str, str], None]
+"""Is told the place and the reason of a drop."""
+
+
+class Subscription:
+    """One watcher's share of a lane: a ring of packets that begins with a key frame.
+
+    When the watcher does not keep up, the ring is emptied and begins again at the next key frame: what is
+    shown is fresh, and nobody else notices.
+    """
+
+    def __init__(self, wants_key: Callable[[], None], dropped: Drop) -> None:
+        self._wants_key = wants_key
+        self._dropped = dropped
+        self._packets: deque[Encoded] = deque()
+        self._arrived = asyncio.Event()
+        self._in_step = False
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Packets in the ring."""
+        return len(self._packets)
+
+    def offer(self, encoded: Encoded) -> None:
+        """Take one packet, or leave it out."""
+        if self._closed:
+            return
+        if len(self._packets) >= RING:
+            for _ in self._packets:
+                self._dropped("watcher", "slow")
+            self._packets.clear()
+            self._in_step = False
+            self._wants_key()
+        if not self._in_step and not encoded.key:
+            return
+        self._in_step = True
+        self._packets.append(encoded)
+        self._arrived.set()
+
+    async def next(self) -> Encoded | None:
+        """Wait for the next packet; None once the lane has ended."""
+        while not self._packets:
+            if self._closed:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._packets.popleft()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._closed = True
+        self._arrived.set()
+
+
+class AnyLane(Protocol):
+    """What a watcher wants of a lane, whatever goes in at its other end."""
+
+    def subscribe(self) -> Subscription:
+        """Begin to watch."""
+        ...
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Stop watching."""
+        ...
+
+    def want_key(self) -> None:
+        """Ask for a key frame."""
+        ...
+
+
+class Lane(Generic[T]):
+    """Encodes frames of one kind with one codec, and hands each packet to everybody when it is due.
+
+    Nothing is encoded while nobody watches. Encoding runs in `threads`, one frame at a time.
+
+    Args:
+        make_encoder: called when the first watcher is there.
+        captured_at: when an item was captured, on the clock's time.
+        playout: says when it is due.
+        threads: where to encode.
+        dropped: is told of drops.
+        leading: this lane decides the delay of `playout`; sound only follows.
+        sent: is told the seconds from capture to hand-out of every packet.
+        clock: the time.
+    """
+
+    def __init__(
+        self,
+        make_encoder: Callable[[], Encoder],
+        captured_at: Callable[[T], float],
+        playout: Playout,
+        *,
+        threads: Executor,
+        dropped: Drop,
+        leading: bool,
+        sent: Callable[[float], None] = lambda latency: None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self._make_encoder = make_encoder
+        self._captured_at = captured_at
+        self._playout = playout
+        self._threads = threads
+        self._dropped = dropped
+        self._leading = leading
+        self._sent = sent
+        self._clock = clock
+        self._waiting: deque[T] = deque()
+        self._arrived = asyncio.Event()
+        self._subscriptions: set[Subscription] = set()
+        self._ended = False
+        self._key_wanted = False
+        self._last_key = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+        self.encoded = 0
+
+    def subscribe(self) -> Subscription:
+        """Begin to watch."""
+        subscription = Subscription(self.want_key, self._dropped)
+        if self._ended:
+            subscription.close()
+            return subscription
+        self._subscriptions.add(subscription)
+        self._key_wanted = True
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="lane")
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Stop watching."""
+        subscription.close()
+        self._subscriptions.discard(subscription)
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._subscriptions)
+
+    def want_key(self) -> None:
+        """Somebody cannot go on without a key frame; the next frame is one, unless one was sent just now."""
+        self._key_wanted = True
+
+    def feed(self, item: T) -> None:
+        """Take the next frame. The oldest one gives way where encoding does not keep up."""
+        if not self._subscriptions or self._ended:
+            return
+        if len(self._waiting) >= WAITING:
+            self._waiting.popleft()
+            self._dropped("encode", "slow")
+        self._waiting.append(item)
+        self._arrived.set()
+
+    def end(self) -> None:
+        """No more frames come: what waits is still sent, then every subscription ends."""
+        self._ended = True
+        self._arrived.set()
+        if self._task is None:
+            self._close_all()
+
+    async def close(self) -> None:
+        """End at once."""
+        self.end()
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._close_all()
+
+    async def drained(self) -> None:
+        """Wait until what waited at `end` is sent."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _close_all(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.close()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        encoder = self._make_encoder()
+        while True:
+            while not self._waiting:
+                if self._ended:
+                    self._close_all()
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            item = self._waiting.popleft()
+            key = self._takes_key()
+            packets = await loop.run_in_executor(self._threads, lambda: encoder.encode(item, key=key))  # noqa: B023 awaited here
+            if self._leading:
+                self._playout.ready(self._captured_at(item), self._clock())
+            for encoded in packets:
+                await self._pause(self._playout.due(encoded.captured_at) - self._clock())
+                self.encoded += 1
+                self._sent(self._clock() - encoded.captured_at)
+                for subscription in tuple(self._subscriptions):
+                    subscription.offer(encoded)
+
+    def _takes_key(self) -> bool:
+        now = self._clock()
+        if not self._key_wanted or now - self._last_key < KEY_PAUSE:
+            return False
+        self._key_wanted, self._last_key = False, now
+        return True
+
+    @staticmethod
+    async def _pause(seconds: float) -> None:
+        if seconds > 0.0:
+            await asyncio.sleep(seconds)

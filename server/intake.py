@@ -1,0 +1,145 @@
+"""From a publisher's tracks to frames with a capture time, off the event loop where it costs."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from fractions import Fraction
+
+import numpy as np
+from aiortc import MediaStreamTrack, RTCRtpReceiver
+from aiortc.mediastreams import MediaStreamError
+from av import AudioFrame, VideoFrame
+from numpy.typing import NDArray
+
+from toonstream.server.fanout import Drop
+from toonstream.server.live import Deliver
+from toonstream.server.seams import ask_for_picture
+from toonstream.server.timing import CaptureClock
+from toonstream.stream.clock import Clock, monotonic
+from toonstream.stream.frame import Frame
+
+__all__ = ["read_sound", "read_video"]
+
+ASK_AGAIN = 0.5  # seconds without a first picture until one is asked for
+DEPTH = 2  # frames that wait to be converted
+
+_TICKS = Fraction(1, 90_000)
+
+
+async def read_video(
+    track: MediaStreamTrack,
+    receiver: RTCRtpReceiver | None,
+    offer: Deliver,
+    *,
+    threads: Executor,
+    dropped: Drop,
+    frame_side: int,
+    silence_seconds: float,
+    clock: Clock = monotonic,
+) -> str:
+    """Read pictures until the track ends; gives the reason.
+
+    Reading and converting are two tasks: aiortc queues what is not read without a bound, so we read
+    whatever comes and keep the newest.
+
+    Args:
+        track: of the publisher.
+        receiver: of the track, to ask for a first picture.
+        offer: is given every frame, on a thread.
+        threads: where to convert.
+        dropped: is told of frames that were not converted.
+        frame_side: pixels that the longer side may have.
+        silence_seconds: without a picture, after which we give up.
+        clock: the time.
+    """
+    newest: deque[tuple[VideoFrame, float]] = deque()
+    arrived = asyncio.Event()
+    ended = False
+
+    async def read() -> str:
+        nonlocal ended
+        quiet = 0.0
+        seen = False
+        while True:
+            pause = silence_seconds if seen else min(ASK_AGAIN, silence_seconds)
+            try:
+                async with asyncio.timeout(pause):
+                    frame = await track.recv()
+            except TimeoutError:
+                quiet += pause
+                if quiet >= silence_seconds:
+                    return f"no picture came for {silence_seconds:g} s"
+                if receiver is not None:
+                    await ask_for_picture(receiver)
+                continue
+            except MediaStreamError:
+                return "the publisher went away"
+            quiet, seen = 0.0, True
+            assert isinstance(frame, VideoFrame)
+            if max(frame.width, frame.height) > frame_side:
+                size = f"{frame.width}x{frame.height}"
+                return f"pictures of {size} are too large: send at most {frame_side} pixels a side"
+            if len(newest) >= DEPTH:
+                newest.popleft()
+                dropped("intake", "slow")
+            newest.append((frame, clock()))
+            arrived.set()
+
+    async def convert() -> None:
+        loop = asyncio.get_running_loop()
+        capture = CaptureClock()
+        index = 0
+        while True:
+            while not newest:
+                if ended:
+                    return
+                arrived.clear()
+                await arrived.wait()
+            frame, arrival = newest.popleft()
+            captured_at = capture.captured_at(*_time_of(frame, arrival), arrival)
+            await loop.run_in_executor(threads, _pass_on, frame, index, captured_at, offer)
+            index += 1
+
+    converting = asyncio.create_task(convert(), name="convert")
+    try:
+        reason = await read()
+        ended = True
+        arrived.set()
+        await converting
+        return reason
+    finally:
+        converting.cancel()
+
+
+async def read_sound(
+    track: MediaStreamTrack,
+    feed: Callable[[tuple[AudioFrame, float]], None],
+    *,
+    clock: Clock = monotonic,
+) -> None:
+    """Read sound until the track ends, and pass it on with its capture time."""
+    capture = CaptureClock()
+    while True:
+        try:
+            frame = await track.recv()
+        except MediaStreamError:
+            return
+        assert isinstance(frame, AudioFrame)
+        arrival = clock()
+        feed((frame, capture.captured_at(*_time_of(frame, arrival), arrival)))
+
+
+def _time_of(frame: AudioFrame | VideoFrame, arrival: float) -> tuple[int, Fraction]:
+    """Pts and time base; a frame without is taken to be captured as it comes."""
+    if frame.pts is None or frame.time_base is None:
+        return round(arrival / _TICKS), _TICKS
+    return frame.pts, Fraction(frame.time_base.numerator, frame.time_base.denominator)
+
+
+def _pass_on(frame: VideoFrame, index: int, captured_at: float, offer: Deliver) -> None:
+    image: NDArray[np.uint8] = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+    offer(
+        Frame(index=index, pts=round(captured_at / _TICKS), time_base=_TICKS, image=image),
+        captured_at,
+    )

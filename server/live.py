@@ -1,0 +1,124 @@
+"""What the server wants of the live core, in its own words, and how a client's wishes are read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from toonstream.errors import SettingError
+from toonstream.stream.frame import Frame
+
+__all__ = ["Catalogue", "Change", "Deliver", "Ended", "Live", "OpenLive", "parse_change"]
+
+MAX_PROMPT = 2_000  # characters
+
+Deliver = Callable[[Frame, float], None]
+"""Is given a toon frame and when its source was captured; from any thread, in order."""
+
+Ended = Callable[[str], None]
+"""Is told, from any thread, why the live core can do no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a client asks to be different. None leaves it as it is.
+
+    Attributes:
+        prompt: what the toon should look like.
+        style: one of the model's styles; the empty string is none.
+        steps: denoising steps.
+        window: frames denoised together.
+        seed: of the noise.
+        latency: promised, in seconds.
+    """
+
+    prompt: str | None = None
+    style: str | None = None
+    steps: int | None = None
+    window: int | None = None
+    seed: int | None = None
+    latency: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """What the page offers to choose from.
+
+    Attributes:
+        model: its name.
+        prompt: the model's own.
+        styles: it knows.
+        steps, window: what it does when not told.
+        latency: promised, in seconds.
+    """
+
+    model: str
+    prompt: str
+    styles: tuple[str, ...]
+    steps: int
+    window: int
+    latency: float
+
+
+class Live(Protocol):
+    """One publisher's stream through the networks. Nothing here may block for long but `finish`."""
+
+    def offer(self, frame: Frame, captured_at: float) -> None:
+        """Take a captured frame; where the networks do not keep up, the oldest one gives way."""
+        ...
+
+    def change(self, change: Change) -> None:
+        """Take other settings from the next window on.
+
+        Raises:
+            SettingError: they make no sense; nothing has changed.
+        """
+        ...
+
+    def finish(self) -> None:
+        """The source has ended: deliver what is in flight, then return."""
+        ...
+
+    def close(self) -> None:
+        """Stop at once, and let go of everything."""
+        ...
+
+    def statistics(self) -> Mapping[str, object]:
+        """Figures for the page, ready for JSON; `dropped` maps place and reason to counts."""
+        ...
+
+
+OpenLive = Callable[[Change, Deliver, Ended], Live]
+"""Opens the live core for a new publisher; is called on a thread, and may take its time.
+
+Raises:
+    SettingError: the settings make no sense.
+    ToonstreamError: it cannot be opened.
+"""
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "prompt": (str,),
+    "style": (str,),
+    "steps": (int,),
+    "window": (int,),
+    "seed": (int,),
+    "latency": (int, float),
+}
+
+
+def parse_change(values: object) -> Change:
+    """Read a client's JSON.
+
+    Raises:
+        SettingError: it names something else, or something of the wrong kind.
+    """
+    if not isinstance(values, dict):
+        raise SettingError("send an object of settings")
+    known = [field.name for field in fields(Change)]
+    for name, value in values.items():
+        if name not in known:
+            raise SettingError(f"no setting {str(name)[:40]!r}: there are {', '.join(known)}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, _TYPES[name])):
+            raise SettingError(f"{name} should be {'text' if _TYPES[name] == (str,) else 'a number'}")
+        if isinstance(value, str) and len(value) > MAX_PROMPT:
+            raise SettingError(f"{name} is longer than {MAX_PROMPT} characters")
+    return Change(**values)

@@ -1,0 +1,182 @@
+"""One peer connection: negotiated, trickled to, watched over, and closed in any case."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from aiortc import (
+    MediaStreamTrack,
+    RTCConfiguration,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCRtpSender,
+    RTCSessionDescription,
+)
+from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
+from aiortc.rtcrtpparameters import RTCRtpCodecCapability
+
+from toonstream.errors import InputError
+from toonstream.server.sdp import Fragment, Offer, sending_codecs
+from toonstream.server.seams import on_lost_picture
+from toonstream.server.settings import Codec, IceServer
+from toonstream.server.tracks import LaneTrack
+
+__all__ = ["Peer"]
+
+_log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 5.0  # after which a peer that does not close is left alone
+
+# What aiortc's parser is known to raise on nonsense; it has no exception of its own for it.
+_PARSE_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    InternalError,
+    InvalidAccessError,
+    InvalidStateError,
+    OperationError,
+)
+
+
+class Peer:
+    """A connection to one browser, publisher or player.
+
+    Args:
+        ice_servers: for our own candidates.
+        codec: put first where the client knows it.
+        lost: told once, with a reason, when the connection fails, ends, or never comes about.
+    """
+
+    def __init__(
+        self, *, ice_servers: Sequence[IceServer], codec: Codec, lost: Callable[[str], None]
+    ) -> None:
+        servers = [
+            RTCIceServer(urls=server.url, username=server.username, credential=server.credential)
+            for server in ice_servers
+        ]
+        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
+        self._codec = codec
+        self._lost = lost
+        self._ice_user = ""
+        self._candidates_left = 0
+        self._closing: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self.etag = f'"{secrets.token_hex(8)}"'
+        self.received: dict[str, MediaStreamTrack] = {}
+        self.codecs: dict[str, str] = {}
+
+    @property
+    def state(self) -> str:
+        """As aiortc has it: new, connecting, connected, failed, closed."""
+        return self._connection.connectionState
+
+    def receiver(self, kind: str) -> RTCRtpReceiver | None:
+        """What receives tracks of this kind."""
+        return next(
+            (each for each in self._connection.getReceivers() if each.track and each.track.kind == kind), None
+        )
+
+    async def answer(
+        self,
+        offer: Offer,
+        sending: Sequence[LaneTrack],
+        *,
+        receiving: bool,
+        candidates: int,
+        connect_seconds: float,
+    ) -> str:
+        """Answer an offer.
+
+        Args:
+            offer: of the client.
+            sending: what we would send, where the client wants it; a kind it does not offer is left out.
+            receiving: whether to take what the client sends, too.
+            candidates: how many more the client may name.
+            connect_seconds: after which a connection that has not come about is given up.
+
+        Raises:
+            InputError: the offer makes no sense, or has no codec that we have.
+        """
+        self._ice_user = offer.ice_user
+        self._candidates_left = candidates
+        connection = self._connection
+        connection.on("connectionstatechange", self._state_changed)
+        connection.on("track", lambda track: self.received.setdefault(track.kind, track))
+        direction = "sendrecv" if receiving else "sendonly"
+        for track in sending:
+            if track.kind in offer.kinds:
+                transceiver = connection.addTransceiver(track, direction=direction)
+                if track.kind == "video":
+                    transceiver.setCodecPreferences(_preferred(self._codec))
+                on_lost_picture(transceiver.sender, track.want_key)
+        try:
+            await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+            answer = await connection.createAnswer()
+            await connection.setLocalDescription(answer)
+        except OperationError as error:
+            raise InputError("the offer has no codec that the server has: offer VP8 or H.264") from error
+        except _PARSE_ERRORS as error:
+            _log.debug("an offer was refused", exc_info=True)
+            raise InputError("the offer is not one that can be answered: check its media sections") from error
+        text = connection.localDescription.sdp
+        self.codecs = sending_codecs(text)
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(connect_seconds, self._give_up)
+        return text
+
+    async def trickle(self, fragment: Fragment) -> None:
+        """Take candidates that the client found later.
+
+        Raises:
+            InputError: there are too many, or they make no sense.
+            LookupError: they belong to another ICE session: a restart, which aiortc does not do.
+        """
+        if fragment.ice_user not in (None, self._ice_user):
+            raise LookupError(fragment.ice_user)
+        self._candidates_left -= sum(candidate is not None for candidate in fragment.candidates)
+        if self._candidates_left < 0:
+            raise InputError("too many ICE candidates")
+        for candidate in fragment.candidates:
+            with suppress(ConnectionError):
+                try:
+                    await self._connection.addIceCandidate(candidate)
+                except _PARSE_ERRORS as error:
+                    raise InputError("an ICE candidate that makes no sense") from error
+
+    async def close(self) -> None:
+        """Say goodbye and let go of everything; more than one may call."""
+        if self._closing is None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._closing = asyncio.create_task(self._close(), name="peer close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._connection.close()
+        except TimeoutError:
+            _log.warning("a peer did not close within %g s and is left alone", CLOSE_SECONDS)
+
+    def _state_changed(self) -> None:
+        state = self.state
+        if state == "connected" and self._deadline is not None:
+            self._deadline.cancel()
+        elif state in ("failed", "closed") and self._closing is None:
+            self._lost("the connection failed" if state == "failed" else "the peer went away")
+
+    def _give_up(self) -> None:
+        if self.state != "connected" and self._closing is None:
+            self._lost("no connection came about in time")
+
+
+def _preferred(first: Codec) -> list[RTCRtpCodecCapability]:
+    """All that aiortc can send, `first` in front."""
+    codecs = RTCRtpSender.getCapabilities("video").codecs
+    return sorted(codecs, key=lambda codec: codec.mimeType.lower() != f"video/{first}")

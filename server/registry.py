@@ -1,0 +1,221 @@
+"""All sessions of a server: who may come in, who is there, and the end of them all."""
+
+import asyncio
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
+
+from toonstream.errors import InputError
+from toonstream.server.live import Change, OpenLive
+from toonstream.server.metrics import Metrics
+from toonstream.server.sdp import Offer
+from toonstream.server.sessions import Session, Watcher
+from toonstream.server.settings import ServerSettings
+
+__all__ = ["Full", "Registry"]
+
+_log = logging.getLogger(__name__)
+
+REMEMBERED = 64  # ended sessions whose reason can still be asked for
+
+
+class Full(Exception):
+    """There is no room, or the server is about to end; the message says which."""
+
+
+class Registry:
+    """The sessions, by their keys. Belongs to one event loop.
+
+    Args:
+        settings: of the server.
+        open_live: opens the live core of a new session.
+    """
+
+    def __init__(self, settings: ServerSettings, open_live: OpenLive) -> None:
+        self._settings = settings
+        self._open_live = open_live
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="toonstream-media")
+        self._numbers = itertools.count(1)
+        self._sessions: dict[str, Session] = {}
+        self._by_watch_key: dict[str, Session] = {}
+        self._watchers: dict[str, tuple[Session, Watcher]] = {}
+        self._coming = 0  # sessions and ...
+        self._coming_watchers = 0  # ... watchers that are being answered
+        self._ended: OrderedDict[str, str] = OrderedDict()
+        self._closing = 0  # sessions that still take a place, because not everything of theirs is closed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._past_drops: dict[tuple[str, str], int] = {}
+        self.admitting = True
+        self.metrics = Metrics(self._core_drops)
+
+    def session(self, key: str) -> Session | None:
+        """The session of a publisher's key."""
+        return self._sessions.get(key)
+
+    def watched(self, watch_key: str) -> Session | None:
+        """The session that a watch link leads to."""
+        return self._by_watch_key.get(watch_key)
+
+    def watcher(self, key: str) -> tuple[Session, Watcher] | None:
+        """The watcher of a key, and the session."""
+        return self._watchers.get(key)
+
+    def reason(self, key: str) -> str | None:
+        """Why a session ended that is no longer there; None for one that never was."""
+        return self._ended.get(key)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """All that are there."""
+        return tuple(self._sessions.values())
+
+    async def publish(
+        self, offer: Offer, change: Change, *, watch_key: str | None = None
+    ) -> tuple[Session, str]:
+        """Admit a publisher; gives the answer's SDP with its session.
+
+        Args:
+            offer: of the client.
+            change: its first settings.
+            watch_key: its own name for the watch link, or None for one that cannot be guessed.
+
+        Raises:
+            Full: no room.
+            InputError: the offer or the settings make no sense.
+            ToonstreamError: the live core cannot be opened.
+        """
+        if "video" not in offer.kinds:
+            raise InputError("the offer has no video: there is nothing to draw")
+        if not self.admitting:
+            self._refuse("whip", "the server is about to end")
+        if len(self._sessions) + self._coming + self._closing >= self._settings.max_sessions:
+            self._refuse("whip", f"all {self._settings.max_sessions} sessions are taken: try again later")
+        self._check_name(watch_key)
+        self._coming += 1
+        session = Session(
+            next(self._numbers),
+            settings=self._settings,
+            threads=self._threads,
+            metrics=self.metrics,
+            ended=self._session_over,
+            watch_key=watch_key,
+        )
+        try:
+            answer = await session.begin(offer, change, self._open_live)
+            if not self.admitting:
+                self._refuse("whip", "the server is about to end")
+            self._check_name(watch_key)
+        except BaseException as error:
+            outcome = "invalid" if isinstance(error, InputError) else "failed"
+            self.metrics.offers.labels("whip", outcome).inc()
+            await session.close()
+            raise
+        finally:
+            self._coming -= 1
+        self.metrics.offers.labels("whip", "accepted").inc()
+        self._sessions[session.key] = session
+        self._by_watch_key[session.watch_key] = session
+        self.metrics.sessions.set(len(self._sessions))
+        _log.info("session %d: began", session.number)
+        if session.over_because is not None:
+            self._session_over(session, session.over_because)
+        return session, answer
+
+    async def watch(self, session: Session, offer: Offer) -> tuple[Watcher, str]:
+        """Admit a watcher; gives the answer's SDP with it.
+
+        Raises:
+            Full: no room.
+            InputError: the offer makes no sense.
+        """
+        if not self.admitting:
+            self._refuse("whep", "the server is about to end")
+        if len(self._watchers) + self._coming_watchers >= self._settings.max_watchers:
+            self._refuse("whep", f"all {self._settings.max_watchers} places to watch are taken")
+        self._coming_watchers += 1
+        try:
+            watcher, answer = await session.watch(offer, self._watcher_over)
+        except InputError:
+            self.metrics.offers.labels("whep", "invalid").inc()
+            raise
+        finally:
+            self._coming_watchers -= 1
+        self.metrics.offers.labels("whep", "accepted").inc()
+        self._watchers[watcher.key] = (session, watcher)
+        self.metrics.watchers.set(len(self._watchers))
+        if watcher.peer.state in ("failed", "closed") or self._sessions.get(session.key) is not session:
+            self._spawn(self.leave(watcher.key))
+        return watcher, answer
+
+    async def leave(self, key: str) -> None:
+        """A watcher goes."""
+        session, watcher = self._watchers.pop(key, (None, None))
+        self.metrics.watchers.set(len(self._watchers))
+        if session is not None and watcher is not None:
+            session.watchers.pop(key, None)
+            await watcher.close()
+
+    async def end(self, session: Session, reason: str, *, flush: float = 0.0) -> None:
+        """End a session, which frees its place once everything of it is closed."""
+        if self._sessions.pop(session.key, None) is None:
+            return
+        self._by_watch_key.pop(session.watch_key, None)
+        self._ended[session.key] = reason
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
+        _log.info("session %d: ended: %s", session.number, reason)
+        self.metrics.sessions.set(len(self._sessions))
+        for key in session.watchers:
+            self._watchers.pop(key, None)
+        self.metrics.watchers.set(len(self._watchers))
+        self._closing += 1
+        try:
+            await session.close(flush=flush)
+        finally:
+            self._closing -= 1
+            for place, count in session.core_drops().items():
+                self._past_drops[place] = self._past_drops.get(place, 0) + count
+
+    async def close(self) -> None:
+        """Stop admitting, show what is in flight, say goodbye to all, within the grace of the settings."""
+        self.admitting = False
+        flush = self._settings.grace * 0.6
+        for session in self.sessions:
+            self._spawn(self.end(session, "the server ends", flush=flush))
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=self._settings.grace)
+            if late:
+                _log.warning("not everything was closed within %g s", self._settings.grace)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _check_name(self, watch_key: str | None) -> None:
+        if watch_key in self._by_watch_key:
+            raise InputError(f"somebody publishes as {watch_key!r}: take another name")
+
+    def _refuse(self, endpoint: str, reason: str) -> NoReturn:
+        self.metrics.offers.labels(endpoint, "full").inc()
+        raise Full(reason)
+
+    def _session_over(self, session: Session, reason: str) -> None:
+        self._spawn(self.end(session, reason))
+
+    def _watcher_over(self, watcher: Watcher, reason: str) -> None:
+        self._spawn(self.leave(watcher.key))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _core_drops(self) -> Mapping[tuple[str, str], int]:
+        total = dict(self._past_drops)
+        for session in self._sessions.values():
+            for place, count in session.core_drops().items():
+                total[place] = total.get(place, 0) + count
+        return total

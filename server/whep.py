@@ -1,0 +1,68 @@
+"""WHEP (draft-ietf-wish-whep): watch a session's toon. The link is the permission: nobody guesses its key."""
+
+from aiohttp import web
+
+from toonstream.server.http import created, ice_links, preflight, read_valid_offer
+from toonstream.server.registry import Registry
+from toonstream.server.sessions import Watcher
+from toonstream.server.settings import ServerSettings
+from toonstream.server.whip import trickled
+
+__all__ = ["Whep"]
+
+
+class Whep:
+    """The handlers.
+
+    Args:
+        settings: of the server.
+        registry: the sessions.
+    """
+
+    def __init__(self, settings: ServerSettings, registry: Registry) -> None:
+        self._settings = settings
+        self._registry = registry
+
+    def routes(self) -> list[web.RouteDef]:
+        """Where the handlers are."""
+        return [
+            web.post("/whep/{key}", self.watch),
+            web.options("/whep/{key}", self.options),
+            web.patch("/watchers/{key}", self.trickle),
+            web.delete("/watchers/{key}", self.leave),
+            web.options("/watchers/{key}", self.watcher_options),
+        ]
+
+    async def watch(self, request: web.Request) -> web.Response:
+        """Take a watcher."""
+        session = self._registry.watched(request.match_info["key"])
+        if session is None:
+            raise web.HTTPNotFound(reason="nobody publishes here now")
+        offer = await read_valid_offer(request, self._settings)
+        watcher, answer = await self._registry.watch(session, offer)
+        links = ice_links(self._settings.ice_servers)
+        return created(answer, f"/watchers/{watcher.key}", watcher.peer.etag, links)
+
+    async def options(self, request: web.Request) -> web.Response:
+        """Say what can be done here, and to those with a good link which ICE servers there are."""
+        known = self._registry.watched(request.match_info["key"]) is not None
+        return preflight("POST, OPTIONS", ice_links(self._settings.ice_servers) if known else [])
+
+    async def trickle(self, request: web.Request) -> web.Response:
+        """Take further candidates."""
+        return await trickled(request, self._watcher(request).peer, self._settings)
+
+    async def leave(self, request: web.Request) -> web.Response:
+        """A watcher goes."""
+        await self._registry.leave(self._watcher(request).key)
+        return web.Response(status=200)
+
+    async def watcher_options(self, request: web.Request) -> web.Response:
+        """Say what can be done with a watcher."""
+        return preflight("PATCH, DELETE, OPTIONS")
+
+    def _watcher(self, request: web.Request) -> Watcher:
+        watcher = self._registry.watcher(request.match_info["key"])
+        if watcher is None:
+            raise web.HTTPNotFound
+        return watcher[1]

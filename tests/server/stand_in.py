@@ -1,0 +1,250 @@
+"""A live core that only inverts colours, clients made of aiortc, and a watchdog over the loop."""
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import aiohttp
+import numpy as np
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+from av import AudioFrame, VideoFrame
+
+from toonstream.server.app import Server
+from toonstream.server.live import Catalogue, Change, Deliver, Ended
+from toonstream.server.settings import ServerSettings
+from toonstream.stream.frame import Frame
+
+CATALOGUE = Catalogue(
+    model="inverter", prompt="", styles=("ink", "flat"), steps=1, window=4, latency=0.4
+)
+SDP = {"Content-Type": "application/sdp"}
+
+
+class Inverter:
+    """Turns light into dark, at once. `flat` style makes everything blue."""
+
+    def __init__(self, change: Change, deliver: Deliver, ended: Ended) -> None:
+        self.changes = [change]
+        self.offered = 0
+        self.finished = self.closed = False
+        self.ended = ended
+        self._deliver = deliver
+
+    def offer(self, frame: Frame, captured_at: float) -> None:
+        self.offered += 1
+        image = 255 - frame.image
+        if self.changes[-1].style == "flat":
+            image = np.broadcast_to(np.array([0, 0, 255], np.uint8), image.shape).copy()
+        self._deliver(replace(frame, image=image), captured_at)
+
+    def change(self, change: Change) -> None:
+        self.changes.append(change)
+
+    def finish(self) -> None:
+        self.finished = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def statistics(self) -> Mapping[str, object]:
+        return {"offered": self.offered, "dropped": {"input": {"late": 3}}}
+
+
+@dataclass
+class Running:
+    """A server with its live cores, and an HTTP client for it."""
+
+    server: Server
+    cores: list[Inverter]
+    http: aiohttp.ClientSession
+    url: str
+
+
+@asynccontextmanager
+async def running(settings: ServerSettings | None = None, **client: Any) -> AsyncIterator[Running]:
+    cores: list[Inverter] = []
+
+    def open_live(change: Change, deliver: Deliver, ended: Ended) -> Inverter:
+        cores.append(Inverter(change, deliver, ended))
+        return cores[-1]
+
+    settings = settings or ServerSettings(port=0, latency=0.1)
+    async with Server(settings, open_live, CATALOGUE) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        async with aiohttp.ClientSession(url, **client) as http:
+            yield Running(server, cores, http, url)
+    # aiortc's decoder threads say goodbye through the loop
+    await asyncio.sleep(0)
+
+
+class Camera(MediaStreamTrack):
+    """Pictures of one colour, 30 a second, of a size that may change."""
+
+    kind = "video"
+
+    def __init__(self, colour: tuple[int, int, int] = (240, 30, 30), size: tuple[int, int] = (128, 96)) -> None:
+        super().__init__()
+        self.colour, self.size = colour, size
+        self._index = 0
+        self._began: float | None = None
+
+    async def recv(self) -> VideoFrame:
+        if self.readyState != "live":
+            raise MediaStreamError
+        loop = asyncio.get_running_loop()
+        self._began = self._began or loop.time()
+        await asyncio.sleep(self._began + self._index / 30 - loop.time())
+        width, height = self.size
+        image = np.broadcast_to(np.array(self.colour, np.uint8), (height, width, 3))
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame.pts, frame.time_base = self._index * 3000, Fraction(1, 90_000)
+        self._index += 1
+        return frame
+
+
+class Microphone(MediaStreamTrack):
+    """A tone in packets of 20 ms."""
+
+    kind = "audio"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._index = 0
+        self._began: float | None = None
+
+    async def recv(self) -> AudioFrame:
+        if self.readyState != "live":
+            raise MediaStreamError
+        loop = asyncio.get_running_loop()
+        self._began = self._began or loop.time()
+        await asyncio.sleep(self._began + self._index / 50 - loop.time())
+        times = (np.arange(960) + 960 * self._index) / 48_000
+        tone = (8_000 * np.sin(2 * np.pi * 440 * times)).astype(np.int16)
+        frame = AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 960 * self._index, Fraction(1, 48_000)
+        self._index += 1
+        return frame
+
+
+@dataclass
+class Client:
+    """One aiortc peer, publishing or watching."""
+
+    connection: RTCPeerConnection
+    tracks: dict[str, MediaStreamTrack]
+    location: str = ""
+    etag: str = ""
+    answer: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+
+    async def picture(self, like: Callable[[np.ndarray], bool] = lambda image: True) -> np.ndarray:
+        """The next picture for which `like` holds."""
+        async with asyncio.timeout(15):
+            while True:
+                frame = await self.tracks["video"].recv()
+                assert isinstance(frame, VideoFrame)
+                image = frame.to_ndarray(format="rgb24")
+                if like(image):
+                    return image
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+def links_of(response: aiohttp.ClientResponse) -> dict[str, str]:
+    links = (re.fullmatch(r'<([^>]+)>; rel="([^"]+)".*', link) for link in response.headers.getall("Link", []))
+    return {link[2]: link[1] for link in links if link}
+
+
+async def connect(
+    http: aiohttp.ClientSession,
+    endpoint: str,
+    *tracks: MediaStreamTrack,
+    codec: str | None = None,
+    listen: bool = True,
+    headers: Mapping[str, str] = {},  # noqa: B006 never changed
+    expect: int = 201,
+) -> Client:
+    """Publish `tracks` by WHIP, or watch by WHEP where there are none."""
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    client = Client(connection, {})
+    connection.on("track", lambda track: client.tracks.setdefault(track.kind, track))
+    for track in tracks:
+        connection.addTransceiver(track, direction="sendrecv" if listen else "sendonly")
+    if not tracks:
+        for kind in ("video", "audio"):
+            connection.addTransceiver(kind, direction="recvonly")
+    await connection.setLocalDescription(await connection.createOffer())
+    sdp = connection.localDescription.sdp
+    if codec:
+        sdp = only(codec, sdp)
+    async with http.post(endpoint, data=sdp, headers={**SDP, **headers}) as response:
+        text = await response.text()
+        assert response.status == expect, (response.status, text)
+        client.answer = text
+        if response.status != 201:
+            await connection.close()
+            return client
+        client.location, client.etag = response.headers["Location"], response.headers["ETag"]
+        client.links = links_of(response)
+    await connection.setRemoteDescription(RTCSessionDescription(text, "answer"))
+    return client
+
+
+def only(codec: str, sdp: str) -> str:
+    """Leave one video codec in an offer."""
+    wanted = re.findall(rf"a=rtpmap:(\d+) {codec}/", sdp, re.IGNORECASE)
+
+    def strip(match: re.Match[str]) -> str:
+        return f"{match[1]} {' '.join(wanted)}"
+
+    sdp = re.sub(r"^(m=video \S+ \S+) [\d ]+", strip, sdp, flags=re.MULTILINE)
+    unwanted = rf"^a=(?:rtpmap|fmtp|rtcp-fb):(?!(?:{'|'.join(wanted)}) )\d+ .*(?:90000|apt=|pli|nack|remb|level).*\r?\n"
+    return re.sub(unwanted, "", sdp, flags=re.MULTILINE)
+
+
+def is_like(colour: tuple[int, int, int]) -> Callable[[np.ndarray], bool]:
+    return lambda image: bool(np.abs(image.mean((0, 1)) - colour).max() < 25)
+
+
+@dataclass
+class Watchdog:
+    """CPU seconds of event-loop callbacks that took long, by what they were."""
+
+    slow: list[tuple[float, str]]
+
+
+@contextmanager
+def watchdog(limit: float = 0.010):  # type: ignore[no-untyped-def]
+    """Measure every callback of asyncio's own loop by the CPU time of its thread."""
+    found = Watchdog([])
+    run = asyncio.Handle._run
+    main = threading.get_ident()
+
+    def measured(handle: asyncio.Handle) -> None:
+        begin = time.thread_time()
+        run(handle)
+        seconds = time.thread_time() - begin
+        if seconds > limit and threading.get_ident() == main:
+            found.slow.append((seconds, repr(handle)))
+
+    asyncio.Handle._run = measured  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Let the loop run until something holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            with suppress(TimeoutError):
+                await asyncio.sleep(0.02)
