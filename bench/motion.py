@@ -2,14 +2,15 @@
 
     python bench/motion.py CLIP [CLIP …] [--teacher STATE_DICT]
 
-The flow-warped error of a video is the mean absolute difference, in grey levels, between each frame and
-the frame before it moved along the optical flow of the *source* (DIS), where that flow can be trusted. The
-source's own error is what camera noise and flow errors leave; the table gives each video's as a multiple
-of it. `without` is the same UNet with its motion modules taken out, over the same windows and noise.
+The flow-warped error of a video is Diffutoon's and Rerender-A-Video's: the mean squared difference, in levels
+squared, between each frame and the frame before it moved along the optical flow of the *source* (DIS),
+where that flow can be trusted. The source's own error is what camera noise and flow errors leave; the table
+gives each video's as a multiple of it. `without` is the same UNet with its motion modules taken out, over the same windows and noise.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from toonstream.engines.torch import TorchNetwork
+from toonstream.config import Settings
+from toonstream.engines.engine import Engine, Network, NetworkSource
+from toonstream.engines.torch import TorchEngine
 from toonstream.export.checkpoints import Model, open_model, shipped_model
-from toonstream.export.tokenizer import PromptTokenizer, encode_prompt
+from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditions
-from toonstream.stream.denoise import Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
-from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.sources.file import FileSource
-from toonstream.stream.stylizer import Stylizer
+from toonstream.stream.stylizer import load_stylizer
 
 Image = NDArray[np.uint8]
 
@@ -41,7 +42,7 @@ class _Nothing(nn.Module):
 
 
 def warped_error(frames: Sequence[Image], sources: Sequence[Image]) -> float:
-    """Mean flow-warped error of `frames`, in grey levels of 255, along the flow of `sources`."""
+    """Mean flow-warped error of `frames`, in squared levels of 255, along the flow of `sources`."""
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     errors = []
     for (before, after), (old, new) in zip(pairwise(frames), pairwise(sources), strict=True):
@@ -52,7 +53,9 @@ def warped_error(frames: Sequence[Image], sources: Sequence[Image]) -> float:
         drift = np.linalg.norm(back + there, axis=-1)
         reach = np.linalg.norm(back, axis=-1) + np.linalg.norm(there, axis=-1)
         trusted = drift < 0.01 * reach + 0.5
-        difference = np.abs(after.astype(np.float32) - _warp(before.astype(np.float32), back)).mean(axis=-1)
+        difference = np.square(after.astype(np.float32) - _warp(before.astype(np.float32), back)).mean(
+            axis=-1
+        )
         errors.append(float(difference[trusted].mean()) if trusted.any() else 0.0)
     return float(np.mean(errors))
 
@@ -66,39 +69,31 @@ def _warp(image: NDArray[np.float32], flow: NDArray[np.float32]) -> NDArray[np.f
     return np.asarray(moved, dtype=np.float32)
 
 
-def draw(
-    model: Model, frames: Sequence[Frame], arguments: argparse.Namespace, *, motion: bool
-) -> list[Image]:
+class _Ablated:
+    """The torch engine, which leaves the motion modules out of a UNet."""
+
+    name = "torch"
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+
+    def load(self, source: NetworkSource) -> Network:
+        return self._engine.load(replace(source, build=lambda: _without_motion(source.build())))
+
+
+def _without_motion(network: nn.Module) -> nn.Module:
+    for name, modules in network.named_modules():
+        if name.endswith("motion_modules") and isinstance(modules, nn.ModuleList):
+            for index in range(len(modules)):
+                modules[index] = _Nothing()
+    return network
+
+
+def draw(model: Model, frames: Sequence[Frame], settings: Settings, *, motion: bool) -> list[Image]:
     """Draw frames with the torch engine, with or without the motion modules."""
-    unet: Any = model.sources["unet"].build()
-    if not motion:
-        for name, modules in unet.named_modules():
-            if name.endswith("motion_modules"):
-                for index in range(len(modules)):
-                    modules[index] = _Nothing()
-    cpu = torch.device("cpu")
-    names = [kind + name for name in model.defaults.controlnets for kind in ("hint_", "controlnet_")]
-    networks = {name: TorchNetwork(model.sources[name].build(), cpu, torch.float32) for name in names}
-    networks["unet"] = TorchNetwork(unet, cpu, torch.float32)
-    decoder = TorchNetwork(model.sources["vae_decoder"].build(), cpu, torch.float32)
-    encoder = TorchNetwork(model.sources["text_encoder"].build(), cpu, torch.float32)
-    text = encode_prompt(encoder, PromptTokenizer(model.tokenizer_path), arguments.prompt)
-    settings = DenoiseSettings(
-        window=arguments.window,
-        stride=arguments.stride,
-        steps=arguments.steps,
-        controlnet_scales=model.defaults.controlnets,
-    )
-    scheduler = make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=arguments.steps)
-    denoiser = Denoiser(
-        networks,
-        scheduler=scheduler,
-        text=text,
-        negative_text=None,
-        settings=settings,
-        latent_channels=model.latent_channels,
-    )
-    stylizer = Stylizer(denoiser, decoder, scale=model.latent_scale, shift=model.latent_shift)
+    torch_engine = TorchEngine(device=torch.device("cpu"))
+    engine: Engine = torch_engine if motion else _Ablated(torch_engine)
+    stylizer = load_stylizer(model, settings.resolve(model.defaults), engine=engine, stopwatch=Stopwatch())
     height, width = frames[0].image.shape[:2]
     prepare = Conditions(model.defaults.controlnets, size=(width, height), multiple=model.size_multiple)
     toons = [toon for frame in frames for toon in stylizer.push(prepare(frame))]
@@ -150,12 +145,15 @@ def main() -> None:
     arguments = parser.parse_args()
     model = open_model(arguments.model)
     print(f"{'clip':28s} {'source':>7s} {'teacher':>8s} {'without':>8s} {'with':>8s}  × source")
+    settings = Settings(
+        prompt=arguments.prompt, window=arguments.window, stride=arguments.stride, steps=arguments.steps
+    )
     for path in arguments.clips:
         frames = read(path, arguments.size, arguments.frames)
         sources = [frame.image for frame in frames]
         own = warped_error(sources, sources)
         ratios = [
-            warped_error(draw(model, frames, arguments, motion=motion), sources) / own
+            warped_error(draw(model, frames, settings, motion=motion), sources) / own
             for motion in (False, True)
         ]
         teacher = warped_error(teach(arguments.teacher, frames), sources) / own if arguments.teacher else None

@@ -135,7 +135,10 @@ class Stack:
 
 
 def _warped_loss(drawn: Tensor, batch: Batch) -> Tensor:
-    """How far each frame is from the one before it, moved along the source's flow; zero for single frames."""
+    """How far each frame is from the one before it, moved along the source's flow; zero for single frames.
+
+    Absolute and squared differences: the squares are what flow-warped error counts, and what jumping lines cost.
+    """
     size, frames = batch.target.shape[:2]
     if frames == 1:
         return drawn.new_zeros(())
@@ -147,7 +150,8 @@ def _warped_loss(drawn: Tensor, batch: Batch) -> Tensor:
     x = (column + flow[:, 0]) * 2.0 / (width - 1) - 1.0
     y = (row + flow[:, 1]) * 2.0 / (height - 1) - 1.0
     moved = F.grid_sample(before, torch.stack([x, y], -1), align_corners=True, padding_mode="border")
-    return (steady * (after - moved).abs()).mean()
+    difference = after - moved
+    return (steady * (difference.abs() + 8.0 * difference.square())).mean()
 
 
 def train_pictures(
@@ -224,7 +228,7 @@ def train_motion(
         unet.save_pretrained(folder / "unet")
 
     samples = pictures.samples(8)
-    _train(stack, motion, make, save, samples, folder, steps=steps, rate=1e-3, motion_weight=2.0)
+    _train(stack, motion, make, save, samples, folder, steps=steps, rate=1e-3, motion_weight=3.0)
 
 
 def _wake(control: ControlNetModel) -> None:
