@@ -15,17 +15,27 @@ __all__ = ["MotionUnet"]
 class MotionUnet(TensorModule):
     """A diffusers `UNetMotionModel`, with tensors only and with frames before channels.
 
+    A `UNet2DConditionModel` does too: it has no motion modules, and sees each frame by itself.
+
     Inputs: `sample` (B, F, C, h, w), `timestep` (B,) float32, `text` (B, tokens, D), and the residuals of the
     ControlNets, summed: `residual_0` … `residual_mid`, each (B, F, Ci, hi, wi).
     Output: `output` (B, F, C, h, w).
+
+    Args:
+        network: the UNet.
+        motion_norm: what the group norms of its motion modules are over: all frames of a window jointly, as
+            in diffusers, or each frame, as in the original AnimateDiff.
+
+    Raises:
+        ModelError: it is a UNet of another family.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, *, motion_norm: temporal.MotionNorm = "joint") -> None:
         super().__init__()
         config = network.config
         if config.addition_embed_type is not None or config.encoder_hid_dim_type is not None:
             raise ModelError("this UNet takes more than text (as SDXL does); use one for SD 1.5")
-        temporal.inject(network)
+        temporal.inject(network, norm=motion_norm)
         self.network = network
         self.inputs = (
             spec("sample", "batch", "frames", config.in_channels, "h", "w"),
@@ -69,7 +79,9 @@ def _per_frame(tensor: Tensor, frames: int) -> Tensor:
 
 
 def _run(block: Any, hidden: Tensor, embedding: Tensor, text: Tensor, frames: int, **more: Any) -> Any:
-    """Run one of diffusers' motion blocks; those with cross-attention are given the text too."""
+    """Run one of diffusers' blocks, and give it what its motion modules and its cross-attention need."""
+    if hasattr(block, "motion_modules"):  # the middle block may have none
+        more["num_frames"] = frames
     if getattr(block, "has_cross_attention", False):
         more["encoder_hidden_states"] = text
-    return block(hidden_states=hidden, temb=embedding, num_frames=frames, **more)
+    return block(hidden_states=hidden, temb=embedding, **more)

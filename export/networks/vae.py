@@ -1,8 +1,8 @@
-"""The two halves of a tiny autoencoder."""
+"""The two halves of an autoencoder, tiny or full."""
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from toonstream.export.networks.base import TensorModule, spec
 
@@ -10,34 +10,51 @@ __all__ = ["VaeDecoder", "VaeEncoder"]
 
 
 class VaeEncoder(TensorModule):
-    """The encoder of a diffusers `AutoencoderTiny`.
+    """The encoder of a diffusers `AutoencoderTiny` or `AutoencoderKL`.
+
+    The full one gives a distribution, of which this is the mean: the same picture has the same latents.
 
     Input: `image` (B, 3, H, W) in [-1, 1]. Output: `latents` (B, C, h, w), h = H/8, unscaled.
     """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.network = network
+        self.network = _half(network, without="decoder")
         self.inputs = (spec("image", "batch", 3, "8h", "8w"),)
         self.outputs = (spec("latents", "batch", network.config.latent_channels, "h", "w"),)
+        self._full = hasattr(network, "quant_conv")
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Encode images."""
-        return (self.network.encoder(image),)
+        encoded = self.network.encoder(image)
+        if not self._full:
+            return (encoded,)
+        if self.network.quant_conv is not None:
+            encoded = self.network.quant_conv(encoded)
+        mean, _ = encoded.chunk(2, 1)
+        return (mean,)
 
 
 class VaeDecoder(TensorModule):
-    """The decoder of a diffusers `AutoencoderTiny`.
+    """The decoder of a diffusers `AutoencoderTiny` or `AutoencoderKL`.
 
     Input: `latents` (B, C, h, w). Output: `image` (B, 3, 8h, 8w), nominally in [-1, 1], not clipped.
     """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.network = network
+        self.network = _half(network, without="encoder")
         self.inputs = (spec("latents", "batch", network.config.latent_channels, "h", "w"),)
         self.outputs = (spec("image", "batch", 3, "8h", "8w"),)
 
     def forward(self, latents: Tensor) -> tuple[Tensor]:
         """Decode latents."""
+        if getattr(self.network, "post_quant_conv", None) is not None:
+            latents = self.network.post_quant_conv(latents)
         return (self.network.decoder(latents),)
+
+
+def _half(network: Any, *, without: str) -> Any:
+    """Let go of the half that is not run, so that it takes no memory."""
+    setattr(network, without, nn.Identity())
+    return network
