@@ -3,9 +3,10 @@
     python bench/motion.py CLIP [CLIP …] [--teacher STATE_DICT]
 
 The flow-warped error of a video is Diffutoon's and Rerender-A-Video's: the mean squared difference, in levels
-squared, between each frame and the frame before it moved along the optical flow of the *source* (DIS),
-where that flow can be trusted. The source's own error is what camera noise and flow errors leave; the table
-gives each video's as a multiple of it. `without` is the same UNet with its motion modules taken out, over the same windows and noise.
+squared, between each frame and the frame before it moved along the optical flow of the *source* (DIS), where
+that flow can be trusted. The source's own error is what camera noise and flow errors leave; the table gives
+each video's as a multiple of it. `without` is the same UNet with its motion modules taken out, over the same
+windows and noise.
 """
 
 import argparse

@@ -137,7 +137,7 @@ class Stack:
 def _warped_loss(drawn: Tensor, batch: Batch) -> Tensor:
     """How far each frame is from the one before it, moved along the source's flow; zero for single frames.
 
-    Absolute and squared differences: the squares are what flow-warped error counts, and what jumping lines cost.
+    Absolute and squared differences: flow-warped error counts the squares, which jumping lines drive up.
     """
     size, frames = batch.target.shape[:2]
     if frames == 1:
