@@ -2,14 +2,18 @@
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from toonstream.engines.engine import Engine
+from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
+from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import EngineError
 
 __all__ = ["ENGINE_NAMES", "EngineReport", "available_engines", "open_engine"]
 
-ENGINE_NAMES = ("openvino", "onnxruntime", "torch")  # in the order that `auto` prefers on a CPU
+_ANYWHERE = ("openvino", "onnxruntime", "torch")  # in the order that `auto` prefers on a CPU
+ENGINE_NAMES = (*_ANYWHERE, *FLAVOURS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +24,18 @@ class EngineReport:
         name: as `--engine` takes it.
         version: of the package behind it, or None where that is not installed.
         remedy: the command that installs it, or None where it is there.
+        needs: what it needs besides, or empty.
     """
 
     name: str
     version: str | None
     remedy: str | None
+    needs: str = ""
 
 
 def available_engines() -> tuple[EngineReport, ...]:
     """Report on every engine, the preferred ones first, without importing any."""
-    return tuple(_report(name) for name in ENGINE_NAMES)
+    return (*(_report(name) for name in _ANYWHERE), *(_report_tensorrt(name) for name in FLAVOURS))
 
 
 def _report(name: str) -> EngineReport:
@@ -38,17 +44,36 @@ def _report(name: str) -> EngineReport:
     return EngineReport(name=name, version=importlib.metadata.version(name), remedy=None)
 
 
-def open_engine(name: str = "auto") -> Engine:
+def _report_tensorrt(name: str) -> EngineReport:
+    flavour = FLAVOURS[name]
+    least = ".".join(map(str, flavour.least))
+    needs = f"an NVIDIA GPU of compute capability {least} or newer" + (
+        "; builds for other machines need none" if flavour.capabilities else ""
+    )
+    version = flavour.version
+    remedy = flavour.remedy if version is None else None
+    return EngineReport(name=name, version=version, remedy=remedy, needs=needs)
+
+
+def open_engine(
+    name: str = "auto", *, shapes: Shapes | None = None, say: Callable[[str], None] = lambda line: None
+) -> Engine:
     """Open an engine by name.
 
     Args:
-        name: openvino, onnxruntime, torch, or auto: torch where there is a GPU, else the first one installed.
+        name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU, else the first one installed.
+        shapes: of the networks; the engines that build ahead have to be told.
+        say: is told how far builds are.
 
     Raises:
         EngineError: the name is unknown, or the engine is not installed.
     """
     if name == "auto":
         name = _preferred()
+    if name in FLAVOURS:
+        if shapes is None:
+            raise EngineError(f"{name} builds for shapes, and was told none; take another engine here")
+        return TensorRtEngine(name, shapes=shapes, say=say)
     match name:
         case "openvino":
             from toonstream.engines.openvino import OpenVinoEngine
@@ -70,4 +95,5 @@ def _preferred() -> str:
 
     if torch.cuda.is_available():
         return "torch"
-    return next(report.name for report in available_engines() if report.version is not None)
+    installed = (name for name in _ANYWHERE if _report(name).version is not None)
+    return next(installed)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import cast
 
 from toonstream.engines.shapes import Triple
 from toonstream.errors import EngineError
@@ -93,6 +94,13 @@ class StoredEngine:
     built: float
     seconds: float
     used: float
+
+    @property
+    def largest_input(self) -> str:
+        """What an engine is fastest at, for people: the input with the most axes, as in "1x4x4x64x64"."""
+        shapes = cast(Mapping[str, list[list[int]]], self.key["shapes"])
+        largest = max((triple[1] for triple in shapes.values()), key=lambda shape: (len(shape), shape))
+        return "x".join(map(str, largest))
 
     def intact(self) -> bool:
         """Read the whole file, and say whether it is what was built."""

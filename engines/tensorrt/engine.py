@@ -20,7 +20,7 @@ from toonstream.engines.tensorrt.network import TensorRtNetwork
 from toonstream.engines.weights import network_checksum, rewrite, stored_weights, weights_checksum
 from toonstream.errors import EngineError
 
-__all__ = ["Shapes", "TensorRtEngine"]
+__all__ = ["Shapes", "TensorRtEngine", "deserialise"]
 
 Shapes = Callable[[NetworkSource], Mapping[str, Triple]]
 """Gives the shapes that a network will be called with, by input."""
@@ -68,6 +68,7 @@ class TensorRtEngine:
             )
         self._flavour.check(named, gpu=named == self._here)
         self._capability = named
+        self._flags = frozenset({"refit"} if named == self._here else ())
         self._shapes = shapes
         self._store = store or EngineStore()
         self._model = model
@@ -102,7 +103,7 @@ class TensorRtEngine:
             weights=weights_checksum(source.weights),
             shapes=self._shapes(source),
             precision="+".join(sorted(dtypes)) or "float32",
-            flags=frozenset({"refit"} if self._capability == self._here else ()),
+            flags=self._flags,
             flavour=self._flavour.name,
             version=self._version,
             compute_capability=".".join(map(str, self._capability)),
@@ -143,10 +144,11 @@ class TensorRtEngine:
         """
         if self._here is None:
             raise EngineError(
-                f"{self._flavour.title} needs an NVIDIA GPU to load {source.name}; none is here"
+                f"{source.name}: {self._flavour.title} runs on an NVIDIA GPU, and torch finds none here; "
+                "take another --engine"
             )
         runtime = self._flavour.load()
-        if source.weights and "refit" in self.key(source).flags:
+        if source.weights and "refit" in self._flags:
             engine, stored = self._open(runtime, replace(source, weights={}))
             if _refit(runtime, engine, source):
                 return self._network(source, engine, stored)

@@ -1,0 +1,286 @@
+"""`toonstream engines`: build networks into engines ahead, look at what is kept, check it, throw it away."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from toonstream.config import Size
+from toonstream.errors import SettingError
+
+if TYPE_CHECKING:
+    from toonstream.engines.engine import NetworkSource
+    from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
+    from toonstream.export.checkpoints import Model
+    from toonstream.export.shapes import Envelope
+
+__all__ = ["run"]
+
+_DAY = 86400.0  # seconds
+_GB = 1e9  # bytes
+_LINE_SECONDS = 2.0  # between two lines of a build's progress
+# What rounding alone makes of a network's outputs, on noise.
+_TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-1}
+_TOLERANCE = 3e-2
+
+_USAGE = """toonstream engines list
+       toonstream engines build MODEL [--engine E] [--compute-capability N.N] [--size WxH]
+       toonstream engines verify MODEL [--engine E] [--size WxH]
+       toonstream engines prune [--older-than DAYS] [--unused DAYS] [--keep GB] [--all]"""
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command; gives the exit code: 0, or 1 where `verify` finds a difference."""
+    options = _parser().parse_args(words)
+    match options.action:
+        case "list":
+            return _list()
+        case "build":
+            return _build(options)
+        case "verify":
+            return _verify(options)
+    return _prune(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage."""
+        raise SettingError(f"{message}; see toonstream engines --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="toonstream engines",
+        usage=_USAGE,
+        description="MODEL is a model folder, or the name of a preset, such as toonlet.",
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=29, width=80),
+    )
+    parser.add_argument("action", choices=["list", "build", "verify", "prune"], help=argparse.SUPPRESS)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=argparse.SUPPRESS)
+    add = parser.add_argument_group("build, verify (unset ones are the model's choice)").add_argument
+    add("--engine", metavar="E", help="tensorrt-rtx (to build), or any engine (to verify)")
+    add("--compute-capability", type=_capability, metavar="N.N", help="of the GPU, if it is not here: 8.9")
+    add("--size", default="512x512", metavar="WxH", help="of the frames (512x512)")
+    add("--largest", metavar="WxH", help="let frames be this large, too")
+    add("--window", type=int, metavar="N", help="frames denoised together")
+    add("--stride", type=int, metavar="N", help="frames from window to window")
+    add("--guided", action="store_true", help="for guidance above 1, whatever the model's")
+    add("--networks", metavar="A,B", help="only these, such as unet,vae_decoder")
+    add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for each network (3600)")
+    add("--tolerance", type=float, metavar="X", help="largest relative error that passes")
+    add = parser.add_argument_group("prune (what is in use by a build stays)").add_argument
+    add("--older-than", type=float, metavar="DAYS", help="what was built longer ago")
+    add("--unused", type=float, metavar="DAYS", help="what was not used for so long")
+    add("--keep", type=float, metavar="GB", help="all but the latest used, so many GB of them")
+    add("--all", action="store_true", help="everything")
+    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this, and exit")
+    return parser
+
+
+def _capability(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,2})\.(\d)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability; give one such as 8.9")
+    return int(match[1]), int(match[2])
+
+
+def _list() -> int:
+    from toonstream.engines.store import EngineStore
+
+    store = EngineStore()
+    total = 0
+    for engine in store.engines():
+        total += engine.size
+        state = "" if engine.intact() else "  DAMAGED: it is built again when it is needed"
+        print(
+            f"{engine.digest[:12]}  {engine.label:28} {engine.key['flavour']} {engine.key['version']} "
+            f"for {engine.key['compute_capability']}, {engine.key['precision']}, {engine.largest_input}, "
+            f"{engine.size / 1e6:.1f} MB, used {_ago(time.time() - engine.used)} ago{state}"
+        )
+    print(f"{total / 1e6:.1f} MB in {store.folder}")
+    return 0
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("days", _DAY), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0.0):.0f} seconds"
+
+
+def _build(options: argparse.Namespace) -> int:
+    from toonstream.engines.tensorrt.flavour import FLAVOURS
+
+    model = _open(options)
+    name = options.engine or "tensorrt-rtx"
+    if name not in FLAVOURS:
+        raise SettingError(
+            f"{name} needs no building ahead: render with --engine {name}, or build {' or '.join(FLAVOURS)}"
+        )
+    tell = _Teller()
+    engine = _tensorrt(name, model, options, _envelope(model, options), tell)
+    for source in _networks(model, options):
+        before = time.monotonic()
+        stored = engine.build(source)
+        tell.end()
+        kept = stored.built < time.time() - (time.monotonic() - before) - 1.0
+        how = "was there" if kept else f"built in {stored.seconds:.1f} s"
+        print(f"{source.name:22} {stored.size / 1e6:8.1f} MB  {how}  {stored.path}", flush=True)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from toonstream.engines.compare import against_onnxruntime
+    from toonstream.engines.select import open_engine
+    from toonstream.engines.tensorrt.flavour import FLAVOURS
+    from toonstream.export.networks.base import random_inputs
+    from toonstream.export.shapes import declared_inputs
+
+    model = _open(options)
+    envelope = _envelope(model, options)
+    name = options.engine or "auto"
+    tell = _Teller()
+    engine = (
+        _tensorrt(name, model, options, envelope, tell) if name in FLAVOURS else open_engine(name, say=tell)
+    )
+    tolerance = options.tolerance or _TOLERANCES.get(getattr(engine, "precision", ""), _TOLERANCE)
+    passed = True
+    for source in _networks(model, options):
+        network = engine.load(source)
+        tell.end()
+        sizes = {axis: triple.opt[0] for axis, triple in envelope.axes(source.name).items()}
+        inputs = random_inputs(declared_inputs(_exported(source)), sizes)
+        for difference in against_onnxruntime(source, network, inputs, tolerance=tolerance):
+            verdict = "ok" if difference.passed else "DIFFERS"
+            print(f"{source.name:22} {difference.output:16} {difference.error:.1e}  {verdict}", flush=True)
+            passed = passed and difference.passed
+    print(f"{engine.name} against onnxruntime: {'within' if passed else 'NOT within'} {tolerance:g}")
+    return 0 if passed else 1
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from toonstream.engines.store import EngineStore, to_prune
+
+    limits = (options.older_than, options.unused, options.keep)
+    if not options.all and limits == (None, None, None):
+        raise SettingError("say what to throw away: --older-than, --unused, --keep or --all")
+    store = EngineStore()
+    gone = to_prune(
+        store.engines(),
+        now=time.time(),
+        older_than=None if options.older_than is None else options.older_than * _DAY,
+        unused_for=None if options.unused is None else options.unused * _DAY,
+        keep_bytes=0 if options.all else None if options.keep is None else int(options.keep * _GB),
+    )
+    freed = store.sweep()
+    for engine in gone:
+        if store.remove(engine):
+            freed += engine.size
+            print(f"{engine.digest[:12]}  {engine.label}")
+    print(f"freed {freed / 1e6:.1f} MB in {store.folder}")
+    return 0
+
+
+def _open(options: argparse.Namespace) -> "Model":
+    from toonstream.export.assemble import model_folder
+    from toonstream.export.checkpoints import open_model
+
+    if options.model is None:
+        raise SettingError("name a model, such as toonlet; see toonstream engines --help")
+    return open_model(model_folder(options.model))
+
+
+def _networks(model: "Model", options: argparse.Namespace) -> list["NetworkSource"]:
+    if options.networks is None:
+        return list(model.sources.values())
+    names = options.networks.split(",")
+    for name in names:
+        if name not in model.sources:
+            known = ", ".join(model.sources)
+            raise SettingError(f"{model.defaults.name} has no network {name!r}; it has {known}")
+    return [model.sources[name] for name in names]
+
+
+def _envelope(model: "Model", options: argparse.Namespace) -> "Envelope":
+    from toonstream.config import Settings
+    from toonstream.export.shapes import Envelope
+
+    choices = Settings(window=options.window, stride=options.stride).resolve(model.defaults)
+    size = _size(options.size, model.size_multiple)
+    return Envelope(
+        size=size,
+        largest=None if options.largest is None else _size(options.largest, model.size_multiple),
+        window=choices.window,
+        stride=choices.stride,
+        sides=2 if options.guided or choices.guidance > 1.0 else 1,
+        steps=choices.steps,
+    )
+
+
+def _size(text: str, multiple: int) -> tuple[int, int]:
+    """Read a size as the networks see it: padded up to whole multiples."""
+    size = Size.parse(text)
+    width, height = size.exact or (size.short, size.short)
+    return -(-width // multiple) * multiple, -(-height // multiple) * multiple
+
+
+def _tensorrt(
+    name: str, model: "Model", options: argparse.Namespace, envelope: "Envelope", say: Callable[[str], None]
+) -> "TensorRtEngine":
+    from toonstream.engines.store import EngineStore
+    from toonstream.engines.tensorrt.engine import TensorRtEngine
+
+    return TensorRtEngine(
+        name,
+        shapes=_shapes(envelope),
+        store=EngineStore(),
+        capability=options.compute_capability,
+        model=model.defaults.name,
+        say=say,
+        timeout=options.timeout,
+    )
+
+
+def _shapes(envelope: "Envelope") -> "Shapes":
+    from toonstream.export.shapes import declared_inputs
+
+    return lambda source: envelope.triples(source.name, declared_inputs(_exported(source)))
+
+
+def _exported(source: "NetworkSource") -> Path:
+    from toonstream.engines.onnx_file import onnx_file
+
+    return onnx_file(source)
+
+
+class _Teller:
+    """Shows a build's progress on standard error: over itself on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+        self._shown = False
+
+    def __call__(self, line: str) -> None:
+        progress = bool(re.search(r" \d+/\d+$", line))
+        if progress and not self._terminal and time.monotonic() - self._last < _LINE_SECONDS:
+            return
+        self._last = time.monotonic()
+        if self._terminal and progress:
+            sys.stderr.write(f"\r{line[:78]:78}")
+            self._shown = True
+        else:
+            self.end()
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Clear what stands on the terminal."""
+        if self._shown:
+            sys.stderr.write("\r" + " " * 78 + "\r")
+            self._shown = False
