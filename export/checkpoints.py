@@ -1,25 +1,36 @@
 """Model folders: what is in one, and how to build its networks.
 
 A folder has diffusers' layout, with the exported ONNX files beside the weights and toonstream's own
-defaults in `toonstream.json`. Opening one reads the small files only; diffusers and transformers are
-imported when a torch module is built and not before.
+defaults in `toonstream.json`. Beyond that layout there may be
+
+    text_encoder/embeddings.safetensors   textual inversions: word → (n, D), the n tokens it stands for
+    annotators/NAME/config.json           what draws the hint NAME instead of the built-in painter; its
+    annotators/NAME/model.safetensors     `model_type` says which network, see `export.annotators`
+
+Opening a folder reads the small files only; diffusers and transformers are imported when a torch module is
+built and not before.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from toonstream.config import DEFAULT_SHORT_SIDE
 from toonstream.engines.engine import NetworkSource
 from toonstream.errors import ModelError
+from toonstream.export.networks.temporal import MotionNorm
 
-__all__ = ["Defaults", "Model", "open_model", "shipped_model"]
+__all__ = ["EMBEDDINGS", "Defaults", "Model", "open_model", "shipped_model"]
+
+EMBEDDINGS = "embeddings.safetensors"
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _LEGACY_TEXT_PREFIX = "text_model."  # what transformers before 5 put before every name
@@ -41,6 +52,10 @@ class Defaults:
         scheduler: ddim, lcm or euler.
         controlnets: strength of each ControlNet, by name, such as {"outline": 1.0}.
         styles: words that a prompt may name.
+        size: the short side in pixels that larger clips are rendered at.
+        clip_skip: which of the text encoder's layers is taken, 1 being the last.
+        motion_norm: what the group norms of the motion modules are over: "joint", all frames of a window (as
+            diffusers), or "frame", each by itself (as the original AnimateDiff, and Diffutoon).
     """
 
     name: str
@@ -53,6 +68,9 @@ class Defaults:
     scheduler: str = "ddim"
     controlnets: Mapping[str, float] = field(default_factory=dict)
     styles: tuple[str, ...] = ()
+    size: int = DEFAULT_SHORT_SIDE
+    clip_skip: int = 1
+    motion_norm: MotionNorm = "joint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +80,8 @@ class Model:
     Attributes:
         path: the folder.
         sources: every network, by its name in the stream (`text_encoder`, `vae_encoder`, `vae_decoder`,
-            `unet`, and for each ControlNet `hint_NAME` and `controlnet_NAME`).
+            `unet`, for each ControlNet `hint_NAME` and `controlnet_NAME`, for each annotator
+            `annotator_NAME`).
         onnx_files: where each network's ONNX file is, or would be if it were exported.
         scheduler_config: `scheduler/scheduler_config.json` as it is.
         latent_channels: channels of a latent.
@@ -71,6 +90,7 @@ class Model:
         size_multiple: width and height must be multiples of this many pixels.
         defaults: what the model works best with.
         tokenizer_path: `tokenizer/tokenizer.json`.
+        embeddings: textual inversions: words of a prompt, and the token ids that each stands for.
     """
 
     path: Path
@@ -84,6 +104,7 @@ class Model:
     size_multiple: int
     defaults: Defaults
     tokenizer_path: Path
+    embeddings: Mapping[str, range]
 
 
 def shipped_model() -> Path:
@@ -101,11 +122,13 @@ def open_model(path: Path) -> Model:
         raise ModelError(f"{path} is not a folder; give a model folder in diffusers' layout")
     index = _read(path / "model_index.json")
     controlnets = sorted(name for name in index if name.startswith(_CONTROLNET_PREFIX))
-    _require_complete(path, controlnets)
+    annotators = sorted(folder.name for folder in path.glob("annotators/*/"))
+    _require_complete(path, controlnets, annotators)
     vae = _read(path / "vae" / "config.json")
     unet = _read(path / "unet" / "config.json")
-    networks = _networks(path, controlnets)
-    scale_factor = 2 ** (len(vae["encoder_block_out_channels"]) - 1)
+    defaults = _defaults(path / "toonstream.json")
+    networks = _networks(path, controlnets, annotators, defaults)
+    scale_factor = 2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1)
     return Model(
         path=path,
         sources={
@@ -121,8 +144,9 @@ def open_model(path: Path) -> Model:
         latent_scale=float(vae.get("scaling_factor") or 1.0),
         latent_shift=float(vae.get("shift_factor") or 0.0),
         size_multiple=scale_factor * 2 ** (len(unet["block_out_channels"]) - 1),
-        defaults=_defaults(path / "toonstream.json"),
+        defaults=defaults,
         tokenizer_path=path / "tokenizer" / "tokenizer.json",
+        embeddings=_embedding_ids(path / "text_encoder"),
     )
 
 
@@ -140,11 +164,13 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _require_complete(path: Path, controlnets: list[str]) -> None:
+def _require_complete(path: Path, controlnets: list[str], annotators: list[str]) -> None:
     wanted = ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "toonstream.json"]
     wanted += ["text_encoder/config.json", "text_encoder/model.safetensors"]
     for folder in ("unet", "vae", *controlnets):
         wanted += [f"{folder}/config.json", f"{folder}/{_WEIGHTS}"]
+    for name in annotators:
+        wanted += [f"annotators/{name}/config.json", f"annotators/{name}/model.safetensors"]
     missing = [name for name in wanted if not (path / name).is_file()]
     if missing:
         raise ModelError(f"{path} is incomplete: {', '.join(missing)} missing; get the model again")
@@ -161,91 +187,136 @@ def _defaults(path: Path) -> Defaults:
     return Defaults(**settings | {"styles": tuple(settings.get("styles", ()))})
 
 
-def _networks(path: Path, controlnets: list[str]) -> dict[str, tuple[Path, Callable[[Path], nn.Module]]]:
+def _networks(
+    path: Path, controlnets: list[str], annotators: list[str], defaults: Defaults
+) -> dict[str, tuple[Path, Callable[[Path], nn.Module]]]:
     """Give each network's ONNX file and what builds its torch module from the folder."""
     networks: dict[str, tuple[Path, Callable[[Path], nn.Module]]] = {
-        "text_encoder": (path / "text_encoder" / "model.onnx", _build_text_encoder),
+        "text_encoder": (
+            path / "text_encoder" / "model.onnx",
+            partial(_build_text_encoder, clip_skip=defaults.clip_skip),
+        ),
         "vae_encoder": (path / "vae" / "encoder.onnx", _build_vae_encoder),
         "vae_decoder": (path / "vae" / "decoder.onnx", _build_vae_decoder),
-        "unet": (path / "unet" / "model.onnx", _build_unet),
+        "unet": (path / "unet" / "model.onnx", partial(_build_unet, motion_norm=defaults.motion_norm)),
     }
     for folder in controlnets:
         hint = "hint_" + folder.removeprefix(_CONTROLNET_PREFIX)
         networks[hint] = (path / folder / "hint.onnx", _build_hint)
         networks[folder] = (path / folder / "model.onnx", _build_controlnet)
+    for name in annotators:
+        networks[f"annotator_{name}"] = (path / "annotators" / name / "model.onnx", _build_annotator)
     return networks
 
 
-def _build_text_encoder(folder: Path) -> nn.Module:
+def _embedding_ids(folder: Path) -> dict[str, range]:
+    """Give the token ids of the textual inversions: from the vocabulary's end on, in the words' order."""
+    path = folder / EMBEDDINGS
+    if not path.is_file():
+        return {}
+    begin = int(_read(folder / "config.json")["vocab_size"])
+    ids = {}
+    with _opened(path) as file:
+        for word in sorted(file.keys()):
+            shape = file.get_slice(word).get_shape()
+            if len(shape) != 2:
+                raise ModelError(f"{path}: {word} is not (tokens, width); write it again")
+            ids[word] = range(begin, begin + shape[0])
+            begin += shape[0]
+    return ids
+
+
+def _build_text_encoder(folder: Path, *, clip_skip: int) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from toonstream.export.networks.text_encoder import TextEncoder
 
     network = CLIPTextModel(CLIPTextConfig.from_dict(_read(folder / "config.json")))
-    return TextEncoder(_with_weights(network, folder / "model.safetensors"))
+    network = _with_weights(network, folder / "model.safetensors")
+    return TextEncoder(network, clip_skip=clip_skip, embeddings=_embeddings(folder / EMBEDDINGS))
+
+
+def _embeddings(path: Path) -> torch.Tensor | None:
+    """Read the textual inversions as one table, in the words' order."""
+    if not path.is_file():
+        return None
+    with _opened(path) as file:
+        rows = [file.get_tensor(word).float() for word in sorted(file.keys())]
+    return torch.cat(rows) if rows else None
 
 
 def _build_vae_encoder(folder: Path) -> nn.Module:
-    from diffusers import AutoencoderTiny
-
     from toonstream.export.networks.vae import VaeEncoder
 
-    return VaeEncoder(_diffusers(AutoencoderTiny, folder))
+    return VaeEncoder(_diffusers(folder, "AutoencoderTiny", "AutoencoderKL"))
 
 
 def _build_vae_decoder(folder: Path) -> nn.Module:
-    from diffusers import AutoencoderTiny
-
     from toonstream.export.networks.vae import VaeDecoder
 
-    return VaeDecoder(_diffusers(AutoencoderTiny, folder))
+    return VaeDecoder(_diffusers(folder, "AutoencoderTiny", "AutoencoderKL"))
 
 
-def _build_unet(folder: Path) -> nn.Module:
-    from diffusers import UNetMotionModel
-
+def _build_unet(folder: Path, *, motion_norm: MotionNorm) -> nn.Module:
     from toonstream.export.networks.unet import MotionUnet
 
-    return MotionUnet(_diffusers(UNetMotionModel, folder))
+    network = _diffusers(folder, "UNetMotionModel", "UNet2DConditionModel")
+    return MotionUnet(network, motion_norm=motion_norm)
 
 
 def _build_hint(folder: Path) -> nn.Module:
-    from diffusers import ControlNetModel
-
     from toonstream.export.networks.controlnet import HintEmbedding
 
-    return HintEmbedding(_diffusers(ControlNetModel, folder))
+    return HintEmbedding(_diffusers(folder, "ControlNetModel"))
 
 
 def _build_controlnet(folder: Path) -> nn.Module:
-    from diffusers import ControlNetModel
-
     from toonstream.export.networks.controlnet import ControlNet
 
-    return ControlNet(_diffusers(ControlNetModel, folder))
+    return ControlNet(_diffusers(folder, "ControlNetModel"))
 
 
-def _diffusers(kind: Any, folder: Path) -> nn.Module:
-    """Build a diffusers network from its folder."""
-    network = cast(nn.Module, kind.from_config(_read(folder / "config.json")))
+def _build_annotator(folder: Path) -> nn.Module:
+    from toonstream.export.annotators import make_annotator
+
+    annotator = make_annotator(_read(folder / "config.json"))
+    _with_weights(annotator.network, folder / "model.safetensors")
+    return annotator.eval()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not readable ({error}); get the file again") from None
+
+
+def _diffusers(folder: Path, *kinds: str) -> nn.Module:
+    """Build a diffusers network of one of these classes; while it loads, too, its weights are there once."""
+    import diffusers
+
+    config = _read(folder / "config.json")
+    kind = config.get("_class_name", kinds[0])
+    if kind not in kinds:
+        raise ModelError(f"{folder / 'config.json'} is for a {kind}; use one for {' or '.join(kinds)}")
+    with torch.device("meta"):
+        network = cast(nn.Module, getattr(diffusers, kind).from_config(config))
     return _with_weights(network, folder / _WEIGHTS)
 
 
 def _with_weights(network: nn.Module, path: Path) -> nn.Module:
     """Load weights in float32, all of them, and make the network ready for inference."""
+    with _opened(path) as file:
+        stored = {name.removeprefix(_LEGACY_TEXT_PREFIX): name for name in file.keys()}  # noqa: SIM118
+        wanted = network.state_dict().keys()
+        if missing := sorted(wanted - stored.keys()):
+            lacking = f"{len(missing)} tensors, such as {missing[0]}"
+            raise ModelError(f"{path} lacks {lacking}; it belongs to another network")
+        weights = {name: file.get_tensor(stored[name]).float() for name in wanted}
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not readable ({error}); get the file again") from None
-    wanted = network.state_dict().keys()
-    weights = {name.removeprefix(_LEGACY_TEXT_PREFIX): value.float() for name, value in weights.items()}
-    missing = sorted(wanted - weights.keys())
-    if missing:
-        raise ModelError(
-            f"{path} lacks {len(missing)} tensors, such as {missing[0]}; it belongs to another network"
-        )
-    try:
-        network.load_state_dict({name: weights[name] for name in wanted})
+        network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise ModelError(f"{path} does not fit its config.json: {detail}") from None
