@@ -81,6 +81,8 @@ class _InFlight:
     """What is kept of one frame, all of it at the level where the frame stands.
 
     Attributes:
+        key: number that its noise belongs to. seed: of that noise.
+        text: what it is to look like, (sides, 77, D); frames that are to look alike share one tensor.
         embeddings: of the hints, by ControlNet, each (C0, h, w); the same at every level.
         latents: (C, h, w).
         residuals: the ControlNets' sum by output name, each (sides, Ci, hi, wi); empty until a window runs.
@@ -88,6 +90,9 @@ class _InFlight:
         weight: Σ w over the same windows.
     """
 
+    key: int
+    seed: int
+    text: Tensor
     embeddings: Mapping[str, Tensor]
     latents: Tensor
     residuals: Mapping[str, Tensor] = field(default_factory=dict)
@@ -159,11 +164,25 @@ class Denoiser:
         """Frames that are in and not committed."""
         return self._rolling.arrived - self._rolling.committed
 
-    def push(self, hints: Mapping[str, Tensor]) -> list[Committed]:
+    def push(
+        self,
+        hints: Mapping[str, Tensor],
+        *,
+        text: Tensor | None = None,
+        seed: int | None = None,
+        key: int | None = None,
+    ) -> list[Committed]:
         """Take in the next frame and run what became runnable.
+
+        Words may change from frame to frame: a window is run with the mean of its frames' texts, the
+        ControlNets with each frame's own.
 
         Args:
             hints: by ControlNet, each (3, H, W) float32 in [0, 1].
+            text: the frame's own, (sides, 77, D): the negative prompt first, with guidance only; None for the
+                stream's. Give frames that are to look alike the same tensor: then nothing is averaged.
+            seed: of the frame's noise; None for the settings'.
+            key: number that the frame's noise belongs to; None for its place in the stream.
 
         Returns:
             The frames that are final now, in order; often none.
@@ -181,9 +200,16 @@ class Denoiser:
             self._counts["hints"] += len(embeddings)
             height, width = next(iter(embeddings.values())).shape[-2:]
             shape = (self._latent_channels, height, width)
-            noise = frame_noise(shape, seed=self._settings.seed, frame=index).to(self._text.device)
-            latents = noise * self._scheduler.initial_sigma
-            self._frames[index] = _InFlight(embeddings=embeddings, latents=latents)
+            key = index if key is None else key
+            seed = self._settings.seed if seed is None else seed
+            noise = frame_noise(shape, seed=seed, frame=key).to(self._text.device)
+            self._frames[index] = _InFlight(
+                key=key,
+                seed=seed,
+                text=self._text if text is None else text,
+                embeddings=embeddings,
+                latents=noise * self._scheduler.initial_sigma,
+            )
             return self._run()
 
     def finish(self) -> list[Committed]:
@@ -221,7 +247,7 @@ class Denoiser:
         inputs = {
             "sample": self._scaled(frames, steps).repeat(sides, 1, 1, 1),
             "timestep": self._timesteps(steps),
-            "text": self._text.repeat_interleave(len(new), dim=0),
+            "text": _by_side([frame.text for frame in frames]),
         }
         summed: dict[str, Tensor] = {}
         for name, scale in self._settings.controlnet_scales.items():
@@ -255,7 +281,9 @@ class Denoiser:
         inputs = {
             "sample": sample.reshape(batch, length, *sample.shape[1:]).repeat(sides, 1, 1, 1, 1),
             "timestep": self._timesteps(steps),
-            "text": self._text.repeat_interleave(batch, dim=0),
+            "text": _by_side(
+                [_mean([self._frames[index].text for index in task.span.frames]) for task in tasks]
+            ),
         }
         output = self._networks["unet"](inputs | residuals)["output"].float().chunk(sides)
         self._counts["unet_calls"] += 1
@@ -282,8 +310,11 @@ class Denoiser:
         sample = torch.stack([frame.latents for frame in frames])
         noise = None
         if self._scheduler.needs_noise:
-            seed, shape = self._settings.seed, tuple(sample.shape[1:])
-            keyed = [frame_noise(shape, seed=seed, frame=index, step=step) for index, step in climbed]
+            shape = tuple(sample.shape[1:])
+            keyed = [
+                frame_noise(shape, seed=frame.seed, frame=frame.key, step=step)
+                for frame, (_, step) in zip(frames, climbed, strict=True)
+            ]
             noise = torch.stack(keyed).to(device)
         committed = []
         following = self._scheduler.step(sample, predicted, steps, noise)
@@ -291,7 +322,13 @@ class Denoiser:
             if step + 1 == self._settings.steps:
                 committed.append(Committed(index=index, latents=latents))
             else:
-                self._frames[index] = _InFlight(embeddings=frame.embeddings, latents=latents)
+                self._frames[index] = _InFlight(
+                    key=frame.key,
+                    seed=frame.seed,
+                    text=frame.text,
+                    embeddings=frame.embeddings,
+                    latents=latents,
+                )
         return committed
 
     def _scaled(self, frames: Sequence[_InFlight], steps: Tensor) -> Tensor:
@@ -301,3 +338,19 @@ class Denoiser:
     def _timesteps(self, steps: Tensor) -> Tensor:
         """The timesteps of `steps` (N,) for every side: (sides · N,) float32."""
         return self._scheduler.timesteps[steps].repeat(len(self._text)).to(self._text.device)
+
+
+def _mean(texts: Sequence[Tensor]) -> Tensor:
+    """The mean of texts (sides, 77, D); where all are one tensor, that tensor itself."""
+    first = texts[0]
+    if all(text is first for text in texts):
+        return first
+    return torch.stack(list(texts)).mean(dim=0)
+
+
+def _by_side(texts: Sequence[Tensor]) -> Tensor:
+    """N texts (sides, 77, D) as a batch, side after side: (sides · N, 77, D)."""
+    first = texts[0]
+    if all(text is first for text in texts):
+        return first.repeat_interleave(len(texts), dim=0)
+    return torch.stack(list(texts), dim=1).flatten(0, 1)

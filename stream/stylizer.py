@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from toonstream.config import RenderSettings
 from toonstream.engines.engine import Engine, Network
 from toonstream.export.checkpoints import Model
@@ -45,10 +47,20 @@ class Stylizer:
         self._shift = shift
         self._waiting: deque[Frame] = deque()
 
-    def push(self, conditioned: Conditioned) -> Iterator[Toon]:
-        """Take the next frame; give the ones that became final."""
+    def push(
+        self,
+        conditioned: Conditioned,
+        *,
+        text: Tensor | None = None,
+        seed: int | None = None,
+        key: int | None = None,
+    ) -> Iterator[Toon]:
+        """Take the next frame; give the ones that became final.
+
+        `text`, `seed` and `key` are the frame's own, see `Denoiser.push`.
+        """
         self._waiting.append(conditioned.frame)
-        return self._decoded(self._denoiser.push(conditioned.hints))
+        return self._decoded(self._denoiser.push(conditioned.hints, text=text, seed=seed, key=key))
 
     def finish(self) -> Iterator[Toon]:
         """The stream has ended: give the rest."""

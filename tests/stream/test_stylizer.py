@@ -17,7 +17,7 @@ class OneLate:
     def __init__(self) -> None:
         self.held: list[Committed] = []
 
-    def push(self, hints: Mapping[str, Tensor]) -> list[Committed]:
+    def push(self, hints: Mapping[str, Tensor], **words: object) -> list[Committed]:
         ready, self.held = (
             self.held,
             [Committed(index=0, latents=hints["colour"].mean() * torch.ones(4, 8, 8))],

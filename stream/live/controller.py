@@ -1,0 +1,251 @@
+"""Keeps a promised latency: picks what the machine can do in time, from what it is measured to cost.
+
+A frame waits for the look-ahead, R_T frames, which at f frames a second is R_T / f seconds; then for the T
+windows that commit it, and its decoding. What is asked for gives way in this order until the promise is kept:
+size, steps, window and stride, then frame rate. It comes back in the opposite order, when there has been room
+for it for a while; every time that turns out too early, the while gets longer. Pure: told the time, it tells
+what to run.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from toonstream.stream.live.costs import Costs, Shape
+from toonstream.stream.live.settings import Plan
+from toonstream.stream.window import Windows
+
+__all__ = ["Controller", "Decision", "Forecast", "forecast", "ladder"]
+
+_EVERY = (1, 2, 3, 4, 6, 8, 12)  # of so many frames one is kept
+_SIZES = (1.0, 5 / 6, 2 / 3, 1 / 2)  # of the sides asked for
+_LEAST_SIDE = 128  # pixels; sizes asked for that are smaller are left alone
+_MORE_STEPS = 4  # above so many steps, they give way by a quarter at a time
+
+_ENTER_LATENCY, _ENTER_LOAD = 0.85, 0.75  # of the promise, and of the time: what a plan may take to be picked
+_STAY_LATENCY, _STAY_LOAD = 1.0, 0.93  # to be kept
+_PATIENCE = 2  # decisions in a row that find the plan wanting before it is left
+_HOLD = 4.0  # seconds that a better plan must have fitted before it is taken
+_LONGEST_HOLD = 120.0  # seconds; what _HOLD grows to, doubling
+_MOST_EXCESS = 0.3  # of the promise: unforeseen latency that is believed
+_PERIOD = 1.0  # seconds over which the worst unforeseen latency is taken
+_LEARN = 0.4  # of the way to it
+_LOOK = 0.25  # seconds between two looks for a better plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a plan would be like.
+
+    Attributes:
+        latency: seconds from capture to commit of the frame that waits longest.
+        load: of the time between frames, the part that is needed; above 1 it cannot keep up.
+    """
+
+    latency: float
+    load: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to run.
+
+    Attributes:
+        plan: of those that are ready, the one to run from the next window boundary on.
+        desired: the one to run if all were ready; the same, or one to make ready.
+        kept: whether the promise is thought to be kept.
+    """
+
+    plan: Plan
+    desired: Plan
+    kept: bool
+
+
+def forecast(plan: Plan, costs: Costs, *, fps: float) -> Forecast:
+    """What a plan would be like with `fps` frames captured a second."""
+    windows = Windows(length=plan.window, stride=plan.stride)
+    rate = fps / plan.every
+    sides = 1 if plan.guidance == 1.0 else 2
+    width, height = plan.size
+    before = after = window = 0.0
+    for stage in costs.stages:
+        if stage == "unet":
+            window += costs.seconds(stage, Shape(width, height, sides * plan.window))
+        elif stage.startswith("controlnet_"):
+            window += costs.seconds(stage, Shape(width, height, sides * plan.stride))
+        elif stage == "conditions" or stage.startswith("hint_"):
+            before += costs.seconds(stage, Shape(width, height))
+        else:
+            after += costs.seconds(stage, Shape(width, height))
+    burst = plan.steps * window
+    needed = burst + plan.stride * (before + after)
+    return Forecast(
+        latency=windows.lookahead(steps=plan.steps) / rate + before + burst + after,
+        load=needed * rate / plan.stride,
+    )
+
+
+def ladder(wish: Plan, *, multiple: int = 1) -> Iterator[Plan]:
+    """All plans that may be run in place of what is asked for, the best first.
+
+    Args:
+        wish: what is asked for; `every` counts as 1.
+        multiple: sides that give way are rounded to multiples of this many pixels.
+    """
+    for every in _EVERY:
+        for window, stride in _windowings(wish.window, wish.stride):
+            for steps in _step_counts(wish.steps):
+                for size in _sizes(wish.size, multiple):
+                    yield replace(wish, size=size, steps=steps, window=window, stride=stride, every=every)
+
+
+class Controller:
+    """Decides what runs.
+
+    Args:
+        costs: what runs take; others keep it up to date.
+        wish: what is asked for.
+        promise: seconds from capture to commit, or None to run what is asked for, whatever it takes.
+        multiple: see `ladder`.
+    """
+
+    def __init__(self, costs: Costs, wish: Plan, *, promise: float | None, multiple: int = 1) -> None:
+        self._costs = costs
+        self._excess = 0.0
+        self._hold = _HOLD
+        self.ask(wish, promise=promise, multiple=multiple)
+
+    def ask(self, wish: Plan, *, promise: float | None, multiple: int = 1) -> None:
+        """Take other wishes; what was learnt of the machine stays."""
+        self._promise = promise
+        self._plans = (replace(wish, every=1),) if promise is None else tuple(ladder(wish, multiple=multiple))
+        self._places = {plan: place for place, plan in reversed(list(enumerate(self._plans)))}
+        self._plan: Plan | None = None
+        self._wanting = 0
+        self._fits_since: float | None = None
+        self._improved_at = self._relaxed_at = self._looked_at = float("-inf")
+        self._worst: tuple[float, float] | None = None  # (since, seconds)
+
+    @property
+    def promise(self) -> float | None:
+        """Seconds promised."""
+        return self._promise
+
+    def observe_latency(self, seconds: float, *, fps: float, now: float) -> None:
+        """Note how long a frame took that was captured and committed under the plan in force.
+
+        What the forecast misses is learnt from the worst frames: waiting behind others, uneven capture.
+        """
+        if self._promise is None or self._plan is None:
+            return
+        missed = seconds - forecast(self._plan, self._costs, fps=fps).latency
+        since, worst = self._worst or (now, 0.0)
+        self._worst = since, max(worst, missed)
+        if now - since >= _PERIOD:
+            worst = min(max(0.0, self._worst[1]), _MOST_EXCESS * self._promise)
+            self._excess += _LEARN * (worst - self._excess)
+            self._worst = None
+
+    def decide(
+        self, *, fps: float, now: float, ready: Callable[[Plan], bool] = lambda plan: True
+    ) -> Decision:
+        """Say what to run; ask at window boundaries only.
+
+        Args:
+            fps: frames captured a second.
+            now: seconds by a clock.
+            ready: whether a plan could be run at once, with no engine to be built first.
+        """
+        plan = self._plan
+        if self._promise is None:
+            wish = self._plans[0]
+            plan = self._plan = wish if plan is None or ready(wish) else plan
+            return Decision(plan=plan, desired=wish, kept=True)
+        if plan is None:
+            return self._fall(fps, now, ready)
+        if not self._fits(plan, fps, _STAY_LATENCY, _STAY_LOAD):
+            self._fits_since = None
+            self._wanting += 1
+            if self._wanting >= _PATIENCE:
+                return self._fall(fps, now, ready)
+            return Decision(plan=plan, desired=plan, kept=True)
+        self._wanting = 0
+        return self._rise(plan, fps, now, ready)
+
+    def _fall(self, fps: float, now: float, ready: Callable[[Plan], bool]) -> Decision:
+        """The best plan that fits, else the one that comes nearest to it."""
+        if self._plan is not None:
+            early = now - self._improved_at < 2.0 * self._hold
+            self._hold = min(2.0 * self._hold, _LONGEST_HOLD) if early else self._hold
+        self._wanting, self._fits_since = 0, None
+        desired: Plan | None = None
+        for each in self._plans:
+            if self._fits(each, fps, _ENTER_LATENCY, _ENTER_LOAD):
+                desired = desired or each
+                if ready(each):
+                    self._plan = each
+                    return Decision(plan=each, desired=desired, kept=True)
+        usable = [each for each in self._plans if ready(each)]
+        # Before anything is ready, or where nothing fits: the least that can be done.
+        self._plan = min(usable or self._plans, key=lambda each: self._misses(each, fps))
+        kept = self._fits(self._plan, fps, _STAY_LATENCY, _STAY_LOAD)
+        return Decision(plan=self._plan, desired=desired or self._plan, kept=kept)
+
+    def _rise(self, plan: Plan, fps: float, now: float, ready: Callable[[Plan], bool]) -> Decision:
+        """A better plan, once one has fitted for a while."""
+        if now - self._looked_at < _LOOK:
+            return Decision(plan=plan, desired=plan, kept=True)
+        self._looked_at = now
+        better = self._plans[: self._places[plan]]
+        desired = next((each for each in better if self._fits(each, fps, _ENTER_LATENCY, _ENTER_LOAD)), None)
+        if desired is None:
+            self._fits_since = None
+            if now - max(self._improved_at, self._relaxed_at) > 4.0 * self._hold:
+                self._hold, self._relaxed_at = max(_HOLD, self._hold / 2.0), now
+            return Decision(plan=plan, desired=plan, kept=True)
+        if self._fits_since is None:
+            self._fits_since = now
+        if now - self._fits_since < self._hold or not ready(desired):
+            return Decision(plan=plan, desired=desired, kept=True)
+        self._plan, self._fits_since, self._improved_at = desired, None, now
+        return Decision(plan=desired, desired=desired, kept=True)
+
+    def _fits(self, plan: Plan, fps: float, latency: float, load: float) -> bool:
+        assert self._promise is not None
+        expected = forecast(plan, self._costs, fps=fps)
+        return expected.latency + self._excess <= latency * self._promise and expected.load <= load
+
+    def _misses(self, plan: Plan, fps: float) -> float:
+        """By how much a plan misses the promise: one that cannot keep up misses it without end."""
+        assert self._promise is not None
+        expected = forecast(plan, self._costs, fps=fps)
+        return expected.latency / self._promise + 100.0 * max(0.0, expected.load - _ENTER_LOAD)
+
+
+def _windowings(window: int, stride: int) -> list[tuple[int, int]]:
+    """Windows and strides, the best first: less overlap, then half the frames."""
+    found: list[tuple[int, int]] = []
+    while True:
+        for pair in ((window, stride), (window, max(stride, (window + stride) // 2)), (window, window)):
+            if pair not in found:
+                found.append(pair)
+        if window == 1:
+            return found
+        stride = max(1, stride * (window // 2) // window)
+        window //= 2
+
+
+def _step_counts(steps: int) -> list[int]:
+    found = [steps]
+    while found[-1] > 1:
+        found.append(found[-1] - (1 if found[-1] <= _MORE_STEPS else -(-found[-1] // 4)))
+    return found
+
+
+def _sizes(size: tuple[int, int], multiple: int) -> list[tuple[int, int]]:
+    """Sizes of about the same shape, the largest first."""
+    found = [size]
+    for part in _SIZES[1:]:
+        smaller = tuple(max(1, round(side * part / multiple)) * multiple for side in size)
+        if min(smaller) >= min(_LEAST_SIDE, *size) and smaller < found[-1]:
+            found.append((smaller[0], smaller[1]))
+    return found

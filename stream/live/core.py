@@ -1,0 +1,357 @@
+"""What one viewer's stream does with each frame; no threads, so that a test can be the worker.
+
+captured → kept, numbered, given its words → switching → stream under the plan → toon → deliver
+                                                ↑ plan
+costs of every run, latencies, frame rate → controller
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from toonstream.config import RenderSettings
+from toonstream.stream.clock import Clock
+from toonstream.stream.frame import Frame
+from toonstream.stream.live.controller import Controller, Decision
+from toonstream.stream.live.costs import Costs, Shape
+from toonstream.stream.live.inbox import Captured, Inbox
+from toonstream.stream.live.settings import LiveSettings, Plan
+from toonstream.stream.live.statistics import Event, LiveStatistics, Meter
+from toonstream.stream.live.switching import Pushed, Segment, Switching
+from toonstream.stream.live.words import Words, WordTrack
+from toonstream.stream.stylizer import Toon
+
+__all__ = ["LiveCore", "LiveToon", "Run", "Studio"]
+
+_ASSUMED_FPS = 30.0  # until the source's rate is known
+_STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LiveToon:
+    """A toon, as soon as it is final.
+
+    Attributes:
+        source: the frame as it was offered, in its own size.
+        toon: of the size that was asked for; pts, time base and duration of the source. Both are numbered
+            from 0 without gaps, over the frames that are delivered.
+        captured_at: when it was captured. committed_at: when it was final. Seconds by the session's clock.
+        plan: what it was drawn under.
+    """
+
+    source: Frame
+    toon: Frame
+    captured_at: float
+    committed_at: float
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a stage.
+
+    Attributes:
+        stage: `conditions`, or the network's name.
+        frames: that it had, guidance sides counted each.
+        seconds: it took. waited: until its turn, before.
+        first: something had to be built for it first, so that the seconds say nothing of the next time.
+    """
+
+    stage: str
+    frames: int
+    seconds: float
+    waited: float = 0.0
+    first: bool = False
+
+
+Observe = Callable[[Plan, Run], None]
+
+
+class Studio(Protocol):
+    """What draws: `SharedNetworks`, or in tests something in its place."""
+
+    @property
+    def multiple(self) -> int:
+        """Sides that are multiples of this many pixels are drawn without waste."""
+        ...
+
+    def check(self, settings: LiveSettings) -> RenderSettings:
+        """Fill in what was left open.
+
+        Raises:
+            InputError: it cannot be done.
+        """
+        ...
+
+    def words(self, settings: RenderSettings) -> Words:
+        """What frames are to look like."""
+        ...
+
+    def segment(self, plan: Plan, words: Words, *, size: tuple[int, int], observe: Observe) -> Segment:
+        """Start a stream that gives toons of `size`; `observe` is told of every run in it."""
+        ...
+
+    def is_ready(self, plan: Plan) -> bool:
+        """Whether nothing has to be built before the plan is run."""
+        ...
+
+    def prepare(self, plan: Plan, *, observe: Observe) -> None:
+        """Build what the plan needs, wait for it, and run it a little: `observe` is told what that takes."""
+        ...
+
+    def request(self, plan: Plan) -> None:
+        """Build what the plan needs some time soon, without waiting."""
+        ...
+
+
+class LiveCore:
+    """One viewer's stream.
+
+    Args:
+        studio: what draws.
+        settings: what the viewer asks for.
+        deliver: takes the toons, in order.
+        clock: gives the time.
+        notify: told what a person may want to read.
+
+    Raises:
+        InputError: the settings cannot be met.
+    """
+
+    def __init__(
+        self,
+        studio: Studio,
+        settings: LiveSettings,
+        *,
+        deliver: Callable[[LiveToon], None],
+        clock: Clock,
+        notify: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._studio = studio
+        self._settings = settings
+        self._render = studio.check(settings)
+        self._deliver = deliver
+        self._clock = clock
+        self._notify = notify
+        self.meter = Meter()
+        self.inbox = Inbox(lambda reason: self.meter.drop("input", reason))
+        self._asked: LiveSettings | None = None  # put by any thread
+        self._costs = Costs()
+        self._track: WordTrack | None = None
+        self._words: Words | None = None  # of the latest frame
+        self._source: tuple[int, int] | None = None  # width, height
+        self._output = (0, 0)
+        self._controller: Controller | None = None
+        self._switching: Switching | None = None
+        self._aimed: Plan | None = None  # what runs, or is on its way
+        self._every = 1
+        self._came = 0
+        self._flight: deque[tuple[float, float]] = deque()  # captured at, pushed at
+        self._settled_at = 0.0
+        self._kept = True
+
+    @property
+    def plan(self) -> Plan | None:
+        """What new frames go into."""
+        return None if self._switching is None else replace(self._switching.plan, every=self._every)
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that are in and not out."""
+        return len(self._flight)
+
+    def statistics(self) -> LiveStatistics:
+        """How it is doing; for any thread."""
+        return self.meter.read(
+            at=self._clock(),
+            plan=self.plan,
+            promise=self._settings.latency,
+            kept=self._kept,
+        )
+
+    def offer(self, frame: Frame, captured_at: float) -> None:
+        """Take a frame in; from any thread, never waits."""
+        now = self._clock()
+        self.meter.count("in", at=now)
+        self.inbox.offer(Captured(frame=frame, at=min(captured_at, now)))
+
+    def change(self, settings: LiveSettings) -> None:
+        """Ask for something else, from the next window boundary on; from any thread, never waits.
+
+        Raises:
+            InputError: it cannot be met; what is asked for stays as it was.
+        """
+        self._studio.check(settings)
+        self._asked = settings
+
+    def take(self, captured: Captured) -> None:
+        """Take one frame through."""
+        began = self._clock()
+        self.meter.add("wait", "input", began - captured.at, at=began)
+        height, width = captured.frame.image.shape[:2]
+        if self._switching is None or (width, height) != self._source:
+            self._apply_change()
+            self._begin((width, height))
+            if self._clock() - began > _STALE and self.inbox.waiting:
+                self.meter.drop("input", "starting")
+                return
+        elif self._switching.at_boundary:
+            self._apply_change()
+        assert self._switching is not None
+        assert self._track is not None
+        frame = replace(captured.frame, index=self._came)
+        self._came += 1
+        self._words = self._track.next()
+        self._flight.append((captured.at, self._clock()))
+        for toon in self._switching.push(Pushed(frame=frame, words=self._words)):
+            self._out(toon)
+        if self._switching.at_boundary:
+            self._decide()
+
+    def finish(self) -> None:
+        """No more frames come: take what is in flight through to the end."""
+        if self._switching is not None:
+            for toon in self._switching.finish():
+                self._out(toon)
+
+    def abandon(self, reason: str) -> None:
+        """Count what is in flight as dropped."""
+        self.meter.drop("flight", reason, len(self._flight))
+        self._flight.clear()
+
+    def say(self, kind: str, message: str) -> None:
+        """Note an event."""
+        event = Event(at=self._clock(), kind=kind, message=message)
+        self.meter.note(event)
+        self._notify(event)
+
+    def _begin(self, source: tuple[int, int]) -> None:
+        """Start with the first frame of a source, or of one that has become another picture."""
+        output = self._settings.size.of(*source)
+        if self._track is None:
+            self._words = self._studio.words(self._render)
+            self._track = WordTrack(self._words)
+        fresh = self._controller is None
+        self._source, self._output = source, output
+        self._aim()
+        assert self._controller is not None
+        if fresh and self._settings.latency is not None:
+            # What it costs is not known yet: find out with what is asked for.
+            self._studio.prepare(self._wish(), observe=self._observe)
+        plan = self._controller.decide(fps=self._fps(), now=self._clock(), ready=lambda each: True).plan
+        self._studio.prepare(plan, observe=self._observe)
+        if self._switching is None:
+            self._switching = Switching(self._start, replace(plan, every=1))
+        else:
+            for toon in self._switching.cut(replace(plan, every=1)):
+                self._out(toon)
+        self._take_up(plan, f"draws {plan}")
+
+    def _aim(self) -> None:
+        """Tell the controller what is wished for."""
+        wish, promise = self._wish(), self._settings.latency
+        if self._controller is None:
+            self._controller = Controller(self._costs, wish, promise=promise, multiple=self._studio.multiple)
+        else:
+            self._controller.ask(wish, promise=promise, multiple=self._studio.multiple)
+
+    def _wish(self) -> Plan:
+        render = self._render
+        return Plan(
+            size=self._output,
+            steps=render.steps,
+            window=render.window,
+            stride=render.stride,
+            guidance=render.guidance,
+        )
+
+    def _apply_change(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked is None or asked == self._settings:
+            return
+        before, output = self._render, self._output
+        promise = self._settings.latency
+        self._settings, self._render = asked, self._studio.check(asked)
+        if self._switching is None or self._source is None:
+            return
+        assert self._track is not None
+        if _said(self._render) != _said(before):
+            frames = asked.blend * self._switching.plan.stride
+            self._track.change(self._studio.words(self._render), frames=frames)
+            self.say("words", f"goes over to {self._render.prompt!r} within {frames} frames")
+        self._output = asked.size.of(*self._source)
+        if (self._output, promise, _run(before)) != (output, asked.latency, _run(self._render)):
+            self._aim()
+            self._decide()
+
+    def _decide(self) -> None:
+        """Let the controller say what runs from here on."""
+        assert self._controller is not None
+        assert self._switching is not None
+        decision = self._controller.decide(fps=self._fps(), now=self._clock(), ready=self._studio.is_ready)
+        if decision.desired != decision.plan and not self._studio.is_ready(decision.desired):
+            self._studio.request(decision.desired)
+        self._promise_kept(decision)
+        plan = decision.plan
+        if plan == self._aimed:
+            return
+        self._switching.ask(replace(plan, every=1))
+        self._take_up(plan, f"goes over to {plan}")
+
+    def _take_up(self, plan: Plan, message: str) -> None:
+        self._aimed, self._every = plan, plan.every
+        # As many wait at most as come in while a window is run, and one more.
+        self.inbox.set(capacity=plan.stride + 1, every=plan.every)
+        self._settled_at = self._clock()
+        self.say("plan", message)
+
+    def _promise_kept(self, decision: Decision) -> None:
+        if decision.kept == self._kept:
+            return
+        self._kept = decision.kept
+        promise = self._settings.latency or 0.0
+        held = "is kept again" if self._kept else "cannot be kept on this machine; the least is done"
+        self.say("promise", f"the promise of {1000 * promise:.0f} ms {held}")
+
+    def _start(self, plan: Plan) -> Segment:
+        assert self._words is not None
+        return self._studio.segment(plan, self._words, size=self._output, observe=self._observe)
+
+    def _observe(self, plan: Plan, run: Run) -> None:
+        now = self._clock()
+        self.meter.add("stage", run.stage, run.seconds, at=now)
+        if run.stage not in ("conditions", "deliver"):
+            self.meter.add("wait", "turn", run.waited, at=now)
+        if not run.first:
+            width, height = plan.size
+            self._costs.observe(run.stage, Shape(width, height, run.frames), run.waited + run.seconds)
+
+    def _out(self, toon: Toon) -> None:
+        captured_at, pushed_at = self._flight.popleft()
+        now = self._clock()
+        assert self._switching is not None
+        self.meter.count("out", at=now)
+        self.meter.add("latency", "", now - captured_at, at=now)
+        self.meter.add("wait", "window", now - pushed_at, at=now)
+        if not self._switching.settled:
+            self._settled_at = now
+        elif self._controller is not None and captured_at >= self._settled_at:
+            self._controller.observe_latency(now - captured_at, fps=self._fps(), now=now)
+        plan = replace(self._switching.plan, every=self._every)
+        self._deliver(
+            LiveToon(source=toon.source, toon=toon.toon, captured_at=captured_at, committed_at=now, plan=plan)
+        )
+        done = self._clock()
+        self._observe(plan, Run(stage="deliver", frames=1, seconds=done - now))
+
+    def _fps(self) -> float:
+        return self.inbox.fps or _ASSUMED_FPS
+
+
+def _said(render: RenderSettings) -> tuple[str, str, int]:
+    return render.prompt, render.negative_prompt, render.seed
+
+
+def _run(render: RenderSettings) -> tuple[object, ...]:
+    return render.steps, render.window, render.stride, render.guidance

@@ -1,0 +1,253 @@
+"""Networks that several sessions share: loaded once, run in turns, keeping nothing of any session."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from toonstream.config import RenderSettings
+from toonstream.engines.engine import Engine, Network, TensorSpec
+from toonstream.export.checkpoints import Model
+from toonstream.export.tokenizer import PromptTokenizer, encode_prompt
+from toonstream.stream.clock import Clock, monotonic
+from toonstream.stream.conditions import padded_size
+from toonstream.stream.frame import Frame
+from toonstream.stream.live.core import Observe, Run
+from toonstream.stream.live.segment import StylizerSegment
+from toonstream.stream.live.settings import LiveSettings, Plan
+from toonstream.stream.live.switching import Pushed
+from toonstream.stream.live.turns import Turns
+from toonstream.stream.live.words import Words
+
+__all__ = ["SharedNetworks", "TakingTurns"]
+
+_KEPT_TEXTS = 128
+
+_PREPARING_STRIDES = 2  # after the first window: a first run builds, a second tells what it takes
+
+Shapes = tuple[tuple[int, ...], ...]
+Built = tuple[tuple[int, int], int, int, bool]  # padded size, window, stride, guided
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A network that can be built for shapes ahead of its turn, while others run."""
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Build what is needed for tensors of these shapes."""
+        ...
+
+
+class TakingTurns:
+    """A shared network as one session sees it.
+
+    Args:
+        network: what is run.
+        name: of it.
+        turns: shared by all networks of all sessions.
+        seen: shapes that each network has been run with, shared likewise; changed within turns only.
+        clock: gives the time.
+        observe: told of every run, on the calling thread.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        name: str,
+        *,
+        turns: Turns,
+        seen: set[tuple[str, Shapes]],
+        clock: Clock,
+        observe: Callable[[Run], None],
+    ) -> None:
+        self._network = network
+        self._name = name
+        self._turns = turns
+        self._seen = seen
+        self._clock = clock
+        self._observe = observe
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network within."""
+        return self._network.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network within."""
+        return self._network.outputs
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Wait for a turn and run once."""
+        key = self._name, tuple(tuple(tensor.shape) for tensor in tensors.values())
+        first = key not in self._seen
+        if first and isinstance(self._network, Preparing):
+            self._network.prepare(tensors)
+        asked = self._clock()
+        with self._turns.turn():
+            began = self._clock()
+            made = self._network(tensors)
+            ended = self._clock()
+            self._seen.add(key)
+        shape = next(iter(tensors.values())).shape
+        frames = shape[0] * shape[1] if len(shape) == 5 else shape[0]
+        self._observe(
+            Run(stage=self._name, frames=frames, seconds=ended - began, waited=began - asked, first=first)
+        )
+        return made
+
+
+class SharedNetworks:
+    """A model's networks for any number of sessions.
+
+    Args:
+        model: where they come from.
+        networks: all of the model's, by name, loaded.
+        tokenizer: reads prompts.
+        clock: gives the time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        networks: Mapping[str, Network],
+        tokenizer: PromptTokenizer,
+        *,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.model = model
+        self._networks = networks
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._turns = Turns()
+        self._seen: set[tuple[str, Shapes]] = set()
+        self._lock = threading.Lock()
+        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self._ready: set[Built] = set()
+        self._requested: set[Built] = set()
+        self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="toonstream-prepare")
+
+    @classmethod
+    def load(cls, model: Model, engine: Engine, *, clock: Clock = monotonic) -> "SharedNetworks":
+        """Load what a stream of the model needs.
+
+        Raises:
+            ModelError: the model has no network for something it asks for.
+            EngineError: the engine refuses a network.
+        """
+        names = ["text_encoder", "unet", "vae_decoder"]
+        for controlnet in model.defaults.controlnets:
+            names += [f"hint_{controlnet}", f"controlnet_{controlnet}"]
+        networks = {name: engine.load(model.sources[name]) for name in names}
+        return cls(model, networks, PromptTokenizer(model.tokenizer_path), clock=clock)
+
+    def check(self, settings: LiveSettings) -> RenderSettings:
+        """Fill in what was left open and see that the model can do it; quick.
+
+        Raises:
+            InputError: the model has no such style, the prompt is too long, or the numbers do not fit.
+        """
+        chosen = settings.resolve(self.model.defaults)
+        for prompt in (chosen.prompt, chosen.negative_prompt):
+            self._tokenizer(prompt)
+        return chosen
+
+    def words(self, settings: RenderSettings) -> Words:
+        """What frames under these settings are to look like; runs the text encoder, in turn.
+
+        Raises:
+            InputError: a prompt is too long.
+        """
+        return Words(
+            text=self._text(settings.prompt),
+            negative=self._text(settings.negative_prompt),
+            seed=settings.seed,
+        )
+
+    @property
+    def multiple(self) -> int:
+        """Sides that are multiples of this many pixels are drawn without waste."""
+        return self.model.size_multiple
+
+    def segment(
+        self, plan: Plan, words: Words, *, size: tuple[int, int], observe: Observe
+    ) -> StylizerSegment:
+        """Start a stream that gives toons of `size`; `observe` is told of every run in it, on its thread."""
+
+        def told(run: Run) -> None:
+            observe(plan, run)
+
+        networks = {
+            name: TakingTurns(
+                network, name, turns=self._turns, seen=self._seen, clock=self._clock, observe=told
+            )
+            for name, network in self._networks.items()
+            if name != "text_encoder"
+        }
+        return StylizerSegment(
+            self.model,
+            networks,
+            plan,
+            words,
+            size=size,
+            clock=self._clock,
+            conditions_took=lambda seconds: told(Run(stage="conditions", frames=1, seconds=seconds)),
+        )
+
+    def is_ready(self, plan: Plan) -> bool:
+        """Whether every network has been run with the shapes that the plan has."""
+        return self._built(plan) in self._ready
+
+    def prepare(self, plan: Plan, *, observe: Observe = lambda plan, run: None) -> None:
+        """Run the plan on a few black frames: engines are built, and `observe` is told what runs take.
+
+        Raises:
+            EngineError: the engine refuses a network or its shapes.
+        """
+        width, height = plan.size
+        black = np.zeros((height, width, 3), np.uint8)
+        defaults = self.model.defaults
+        words = Words(text=self._text(defaults.prompt), negative=self._text(defaults.negative_prompt))
+        segment = self.segment(plan, words, size=plan.size, observe=observe)
+        for index in range(plan.window + _PREPARING_STRIDES * plan.stride):
+            frame = Frame(index=index, pts=index, time_base=Fraction(1, 30), image=black)
+            for _ in segment.push(Pushed(frame=frame, words=words)):
+                pass
+        for _ in segment.finish():
+            pass
+        self._ready.add(self._built(plan))
+
+    def request(self, plan: Plan) -> None:
+        """Prepare a plan on another thread, one after the other; what cannot be built is not tried again."""
+        built = self._built(plan)
+        with self._lock:
+            if built in self._requested:
+                return
+            self._requested.add(built)
+        self._preparer.submit(self.prepare, plan)
+
+    def close(self) -> None:
+        """Prepare no more; what sessions run still runs."""
+        self._preparer.shutdown(wait=False, cancel_futures=True)
+
+    def _built(self, plan: Plan) -> Built:
+        size = padded_size(plan.size, self.model.size_multiple)
+        return size, plan.window, plan.stride, plan.guidance != 1.0
+
+    def _text(self, prompt: str) -> Tensor:
+        with self._lock:
+            if prompt in self._texts:
+                self._texts.move_to_end(prompt)
+                return self._texts[prompt]
+        with self._turns.turn():
+            text = encode_prompt(self._networks["text_encoder"], self._tokenizer, prompt)
+        with self._lock:
+            self._texts[prompt] = text
+            if len(self._texts) > _KEPT_TEXTS:
+                self._texts.popitem(last=False)
+        return text

@@ -1,0 +1,120 @@
+"""One plan's stream over the shared networks: conditions, rolling window, decoder."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from toonstream.engines.engine import Network
+from toonstream.export.checkpoints import Model
+from toonstream.stream.clock import Clock
+from toonstream.stream.conditions import Conditions
+from toonstream.stream.denoise import Denoiser, DenoiseSettings
+from toonstream.stream.frame import Frame
+from toonstream.stream.live.settings import Plan
+from toonstream.stream.live.switching import Pushed
+from toonstream.stream.live.words import Words
+from toonstream.stream.schedulers import make_scheduler
+from toonstream.stream.stylizer import Stylizer, Toon
+
+__all__ = ["StylizerSegment"]
+
+
+class StylizerSegment:
+    """A stream under one plan. Keeps the frames in flight, and nothing after them.
+
+    At its end the last frame is repeated until a window is full, and what comes of the repetitions is left
+    out: a truncated window would be a shape of its own, for which an engine may have to be built first.
+
+    Args:
+        model: says how the networks belong together.
+        networks: as the session sees them.
+        plan: what is run.
+        words: of the first frame.
+        size: (width, height) in pixels that toons are delivered at.
+        clock: gives the time.
+        conditions_took: told, for every frame, how many seconds its conditions took.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        networks: Mapping[str, Network],
+        plan: Plan,
+        words: Words,
+        *,
+        size: tuple[int, int],
+        clock: Clock,
+        conditions_took: Callable[[float], None],
+    ) -> None:
+        guided = plan.guidance != 1.0
+        self._plan = plan
+        self._size = size
+        self._clock = clock
+        self._conditions_took = conditions_took
+        scales = model.defaults.controlnets
+        self._conditions = Conditions(scales, size=plan.size, multiple=model.size_multiple)
+        denoiser = Denoiser(
+            networks,
+            scheduler=make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=plan.steps),
+            text=words.text,
+            negative_text=words.negative if guided else None,
+            settings=DenoiseSettings(
+                window=plan.window,
+                stride=plan.stride,
+                steps=plan.steps,
+                guidance=plan.guidance,
+                controlnet_scales=scales,
+            ),
+            latent_channels=model.latent_channels,
+        )
+        self._stylizer = Stylizer(
+            denoiser, networks["vae_decoder"], scale=model.latent_scale, shift=model.latent_shift
+        )
+        self._sources: deque[Frame] = deque()
+        self._pushed = 0
+        self._latest: Pushed | None = None
+
+    def push(self, pushed: Pushed) -> Iterator[Toon]:
+        """Take the next frame; give the ones that became final, with their source frames as they came."""
+        self._sources.append(pushed.frame)
+        self._latest = pushed
+        return self._whole(self._into(pushed))
+
+    def finish(self) -> Iterator[Toon]:
+        """No more come: give the rest."""
+        plan = self._plan
+        while self._sources and not (
+            self._pushed >= plan.window and (self._pushed - plan.window) % plan.stride == 0
+        ):
+            assert self._latest is not None
+            yield from self._whole(self._into(self._latest))
+        yield from self._whole(self._stylizer.finish())
+
+    def _into(self, pushed: Pushed) -> Iterable[Toon]:
+        began = self._clock()
+        conditioned = self._conditions(pushed.frame)
+        self._conditions_took(self._clock() - began)
+        self._pushed += 1
+        words = pushed.words
+        return self._stylizer.push(
+            conditioned, text=words.sides(self._plan.guidance), seed=words.seed, key=pushed.frame.index
+        )
+
+    def _whole(self, toons: Iterable[Toon]) -> Iterator[Toon]:
+        """Toons at the size that is delivered; not those of repetitions, which are not even decoded."""
+        if not self._sources:
+            return
+        for toon in toons:
+            image = toon.toon.image
+            height, width = image.shape[:2]
+            if (width, height) != self._size:
+                image = np.asarray(
+                    cv2.resize(image, self._size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8
+                )
+            source = self._sources.popleft()
+            yield Toon(source=source, toon=replace(source, image=image))
+            if not self._sources:
+                return

@@ -1,0 +1,122 @@
+"""What a viewer may ask of a live stream, and what is run for it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from toonstream.config import MAX_SEED, ModelDefaults, RenderSettings, Settings, Size
+from toonstream.errors import SettingError
+
+__all__ = ["MAX_LATENCY", "MIN_LATENCY", "LiveSettings", "Plan", "parse_latency"]
+
+MIN_LATENCY = 0.02  # seconds
+MAX_LATENCY = 60.0  # seconds
+_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSettings:
+    """What one viewer asks for; what is None is left to the model.
+
+    Attributes:
+        prompt: what the toon should look like.
+        negative_prompt: what it should not look like; counts where guidance is above 1.
+        style: the name of one of the model's styles, put in front of the prompt.
+        seed: of all noise, 0 to 2^63 - 1.
+        size: of the toon that is delivered; with a promise it may be drawn smaller, and is enlarged.
+        steps: denoising steps; with a promise the most of them.
+        window: frames denoised together (d). stride: frames from one window to the next (s). With a promise
+            these are what is best, and others may be run.
+        guidance: how strongly the prompt is followed (g); 1 means no guidance.
+        latency: seconds promised from capture to commit; None promises nothing and runs what is asked for.
+        blend: windows over which a change of words is spread, 0 or more.
+
+    Raises:
+        SettingError: a number is out of range.
+    """
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    style: str | None = None
+    seed: int = 0
+    size: Size = field(default_factory=lambda: Size(short=384, cap=True))
+    steps: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    guidance: float | None = None
+    latency: float | None = None
+    blend: int = 3
+
+    def __post_init__(self) -> None:
+        self._asked()
+        if self.latency is not None and not MIN_LATENCY <= self.latency <= MAX_LATENCY:
+            raise SettingError(
+                f"latency {self.latency:g} s: promise {MIN_LATENCY * 1000:g}ms to {MAX_LATENCY:g}s"
+            )
+        if not 0 <= self.blend <= 100:
+            raise SettingError(f"blend {self.blend}: spread a change over 0 to 100 windows")
+
+    def resolve(self, defaults: ModelDefaults) -> RenderSettings:
+        """Fill in what was left open.
+
+        Raises:
+            SettingError: the style is not one of the model's, or the numbers do not fit together.
+        """
+        return self._asked().resolve(defaults)
+
+    def _asked(self) -> Settings:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise SettingError(f"seed {self.seed}: take one from 0 to 2^63 - 1")
+        return Settings(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            style=self.style,
+            steps=self.steps,
+            window=self.window,
+            stride=self.stride,
+            guidance=self.guidance,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        size: (width, height) in pixels that is drawn at.
+        steps: denoising steps (T).
+        window: frames denoised together (d).
+        stride: frames from one window to the next (s).
+        guidance: 1 means that the prompt's side alone is run.
+        every: of the captured frames every so-manieth is kept, 1 or more.
+    """
+
+    size: tuple[int, int]
+    steps: int
+    window: int
+    stride: int
+    guidance: float = 1.0
+    every: int = 1
+
+    def facts(self) -> Mapping[str, object]:
+        """Ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        kept = "" if self.every == 1 else f", one frame in {self.every}"
+        width, height = self.size
+        return f"{width}x{height}, {self.steps} steps, window {self.window}, stride {self.stride}{kept}"
+
+
+def parse_latency(text: str) -> float:
+    """Read `400ms`, `0.4s` or `0.4` (seconds) as seconds.
+
+    Raises:
+        SettingError: it is none of them, or out of range.
+    """
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?(ms|s|)", text.strip().lower())
+    if match is None:
+        raise SettingError(f"latency {text!r}: write 400ms or 0.4s")
+    seconds = float(match[1]) * _UNITS[match[2]]
+    return LiveSettings(latency=seconds).latency or seconds
