@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Self
 
@@ -41,6 +41,8 @@ class Server:
         self.settings = settings
         self.registry = Registry(settings, open_live)
         self._catalogue = catalogue
+        if catalogue is None:
+            self.registry.closed_because = "the model is being loaded: try again in a moment"
         self._page = {
             path.name: (path.read_bytes(), _KINDS[f".{path.name.rpartition('.')[2]}"])
             for path in (files("toonstream.server") / "static").iterdir()
@@ -53,9 +55,15 @@ class Server:
         """The port that it listens on."""
         return self._port
 
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds it."""
+        return replace(self.settings, port=self._port).url
+
     def loaded(self, catalogue: Catalogue) -> None:
         """The model is there: sessions may begin."""
         self._catalogue = catalogue
+        self.registry.closed_because = None
 
     def application(self) -> web.Application:
         """The routes, for a runner of one's own."""
@@ -103,7 +111,7 @@ class Server:
 
     async def __aexit__(self, *error: object) -> None:
         """Stop admitting, show what is in flight, say goodbye to all, within the grace of the settings."""
-        self.registry.admitting = False
+        self.registry.closed_because = "the server is about to end"
         await self._exits.aclose()
 
     async def _index(self, request: web.Request) -> web.Response:
@@ -128,10 +136,8 @@ class Server:
         return web.Response(text="ok\n")
 
     async def _ready(self, request: web.Request) -> web.Response:
-        if self._catalogue is None:
-            return web.Response(status=503, text="the model is being loaded\n")
-        if not self.registry.admitting:
-            return web.Response(status=503, text="the server is about to end\n")
+        if self.registry.closed_because is not None:
+            return web.Response(status=503, text=f"{self.registry.closed_because}\n")
         return web.Response(text="ready\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:

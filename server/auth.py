@@ -57,9 +57,7 @@ class RateLimiter:
         addresses: remembered at most; the one not seen for longest is forgotten.
     """
 
-    def __init__(
-        self, rate: float, burst: float, *, clock: Clock = monotonic, addresses: int = 4096
-    ) -> None:
+    def __init__(self, rate: float, burst: float, *, clock: Clock = monotonic, addresses: int = 4096) -> None:
         self._rate = rate
         self._burst = max(1.0, burst)
         self._clock = clock

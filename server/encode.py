@@ -15,6 +15,7 @@ import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
+from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
 __all__ = ["AUDIO_CLOCK", "VIDEO_CLOCK", "Encoded", "Encoder", "OpusSound", "Picture", "VideoEncoder"]
@@ -99,6 +100,7 @@ class VideoEncoder:
         context.framerate = Fraction(NOMINAL_RATE)
         context.time_base = Fraction(1, VIDEO_CLOCK)
         context.gop_size = KEY_FRAMES
+        context.colorspace, context.color_range = Colorspace.SMPTE170M, ColorRange.MPEG  # what swscale makes
         context.thread_count = self._threads
         return context
 

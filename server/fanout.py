@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from toonstream.server.encode import Encoded, Encoder
@@ -17,6 +18,7 @@ T = TypeVar("T")
 
 RING = 60  # packets that wait for one watcher
 WAITING = 64  # frames that wait to be encoded: more than the longest burst of a rolling window
+OVERDUE = 0.2  # seconds after which a frame gives way to the one behind it
 KEY_PAUSE = 0.5  # seconds at least between key frames that watchers ask for
 
 Drop = Callable[[str, str], None]
@@ -126,7 +128,7 @@ class Lane(Generic[T]):
         self._leading = leading
         self._sent = sent
         self._clock = clock
-        self._waiting: deque[T] = deque()
+        self._waiting: deque[tuple[T, float]] = deque()  # with the time that each came
         self._arrived = asyncio.Event()
         self._subscriptions: set[Subscription] = set()
         self._ended = False
@@ -167,8 +169,8 @@ class Lane(Generic[T]):
             return
         if len(self._waiting) >= WAITING:
             self._waiting.popleft()
-            self._dropped("encode", "slow")
-        self._waiting.append(item)
+            self._dropped("encode", "late")
+        self._waiting.append((item, self._clock()))
         self._arrived.set()
 
     def end(self) -> None:
@@ -206,11 +208,16 @@ class Lane(Generic[T]):
                     return
                 self._arrived.clear()
                 await self._arrived.wait()
-            item = self._waiting.popleft()
-            key = self._takes_key()
-            packets = await loop.run_in_executor(self._threads, lambda: encoder.encode(item, key=key))  # noqa: B023 awaited here
-            if self._leading:
-                self._playout.ready(self._captured_at(item), self._clock())
+            item, came = self._waiting.popleft()
+            begin = self._clock()
+            if self._waiting and begin > self._playout.due(self._captured_at(item)) + OVERDUE:
+                self._dropped("encode", "late")
+                continue
+            packets = await loop.run_in_executor(
+                self._threads, partial(encoder.encode, item, key=self._takes_key())
+            )
+            if self._leading:  # the time spent waiting for the frames before is not this one's fault
+                self._playout.ready(self._captured_at(item), came + self._clock() - begin)
             for encoded in packets:
                 await self._pause(self._playout.due(encoded.captured_at) - self._clock())
                 self.encoded += 1

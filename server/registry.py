@@ -32,6 +32,10 @@ class Registry:
     Args:
         settings: of the server.
         open_live: opens the live core of a new session.
+
+    Attributes:
+        closed_because: nobody is admitted while it says why.
+        metrics: what `/metrics` shows.
     """
 
     def __init__(self, settings: ServerSettings, open_live: OpenLive) -> None:
@@ -48,7 +52,7 @@ class Registry:
         self._closing = 0  # sessions that still take a place, because not everything of theirs is closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._past_drops: dict[tuple[str, str], int] = {}
-        self.admitting = True
+        self.closed_because: str | None = None
         self.metrics = Metrics(self._core_drops)
 
     def session(self, key: str) -> Session | None:
@@ -89,8 +93,8 @@ class Registry:
         """
         if "video" not in offer.kinds:
             raise InputError("the offer has no video: there is nothing to draw")
-        if not self.admitting:
-            self._refuse("whip", "the server is about to end")
+        if self.closed_because is not None:
+            self._refuse("whip", self.closed_because)
         if len(self._sessions) + self._coming + self._closing >= self._settings.max_sessions:
             self._refuse("whip", f"all {self._settings.max_sessions} sessions are taken: try again later")
         self._check_name(watch_key)
@@ -105,8 +109,8 @@ class Registry:
         )
         try:
             answer = await session.begin(offer, change, self._open_live)
-            if not self.admitting:
-                self._refuse("whip", "the server is about to end")
+            if self.closed_because is not None:
+                self._refuse("whip", self.closed_because)
             self._check_name(watch_key)
         except BaseException as error:
             outcome = "invalid" if isinstance(error, InputError) else "failed"
@@ -131,8 +135,8 @@ class Registry:
             Full: no room.
             InputError: the offer makes no sense.
         """
-        if not self.admitting:
-            self._refuse("whep", "the server is about to end")
+        if self.closed_because is not None:
+            self._refuse("whep", self.closed_because)
         if len(self._watchers) + self._coming_watchers >= self._settings.max_watchers:
             self._refuse("whep", f"all {self._settings.max_watchers} places to watch are taken")
         self._coming_watchers += 1
@@ -181,7 +185,7 @@ class Registry:
 
     async def close(self) -> None:
         """Stop admitting, show what is in flight, say goodbye to all, within the grace of the settings."""
-        self.admitting = False
+        self.closed_because = "the server is about to end"
         flush = self._settings.grace * 0.6
         for session in self.sessions:
             self._spawn(self.end(session, "the server ends", flush=flush))

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from toonstream.errors import SettingError
 
-__all__ = ["Codec", "IceServer", "Limits", "ServerSettings", "parse_latency", "read_ice_servers"]
+__all__ = ["Codec", "IceServer", "Limits", "ServerSettings", "read_ice_servers"]
 
 Codec = Literal["vp8", "h264"]
 
@@ -78,19 +78,6 @@ def read_ice_servers(path: Path) -> tuple[IceServer, ...]:
             for url in ([urls] if isinstance(urls, str) else urls)
         ]
     return tuple(servers)
-
-
-def parse_latency(text: str) -> float:
-    """Read `400ms`, `0.4s` or `0.4` as seconds.
-
-    Raises:
-        SettingError: it is none of them.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|)", text.strip())
-    if match is None:
-        raise SettingError(f"latency {text!r}: write it as 400ms or 0.4s")
-    value = float(match[1])
-    return value / 1000.0 if match[2] == "ms" else value
 
 
 @dataclass(frozen=True, kw_only=True)

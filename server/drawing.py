@@ -1,0 +1,119 @@
+"""The live core as the server wants it: one model for all, one `LiveSession` for each publisher."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+from toonstream.config import EngineName
+from toonstream.engines.select import open_engine
+from toonstream.export.checkpoints import Model
+from toonstream.server.live import Catalogue, Change, Deliver, Ended, Live
+from toonstream.stream.live.core import LiveToon
+from toonstream.stream.live.networks import SharedNetworks
+from toonstream.stream.live.session import End, LiveSession
+from toonstream.stream.live.settings import LiveSettings
+
+__all__ = ["Drawing"]
+
+_CAMERA = (640, 480)  # what the page asks cameras for; engines are built for it ahead
+_CLOSE_SECONDS = 10.0  # for the network that is running to end
+
+
+class Drawing:
+    """Opens live cores; is an `OpenLive`.
+
+    Args:
+        shared: the model's networks.
+        model: for its name and its styles.
+        settings: what sessions begin with.
+    """
+
+    def __init__(self, shared: SharedNetworks, model: Model, settings: LiveSettings) -> None:
+        self._shared = shared
+        self._settings = settings
+        self._model = model
+
+    @classmethod
+    def load(cls, model: Model, settings: LiveSettings, *, engine: EngineName) -> "Drawing":
+        """Load the networks and build the engines for a camera's size; takes seconds.
+
+        Raises:
+            ToonstreamError: the model or the settings are no use.
+        """
+        shared = SharedNetworks.load(model, open_engine(engine))
+        shared.check(settings)
+        shared.warm_up(settings, _CAMERA)
+        return cls(shared, model, settings)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What the page offers."""
+        chosen = self._settings.resolve(self._model.defaults)
+        return Catalogue(
+            model=self._model.defaults.name,
+            prompt=chosen.prompt,
+            styles=self._model.defaults.styles,
+            steps=chosen.steps,
+            window=chosen.window,
+            latency=self._settings.latency or 0.0,
+        )
+
+    def __call__(self, change: Change, deliver: Deliver, ended: Ended) -> Live:
+        """Open one for a new publisher.
+
+        Raises:
+            InputError: the settings make no sense.
+        """
+        return _Drawn(self._shared, _changed(self._settings, change), deliver, ended)
+
+
+class _Drawn:
+    def __init__(
+        self, shared: SharedNetworks, settings: LiveSettings, deliver: Deliver, ended: Ended
+    ) -> None:
+        self._settings = settings
+
+        def pass_on(toon: LiveToon) -> None:
+            deliver(toon.toon, toon.captured_at)
+
+        def tell(end: End) -> None:
+            if end.reason == "failed":
+                ended(end.message)
+
+        shared.check(settings)
+        self._session = LiveSession(shared, settings, deliver=pass_on, ended=tell)
+        self.offer = self._session.offer
+
+    def change(self, change: Change) -> None:
+        """Take other settings."""
+        settings = _changed(self._settings, change)
+        self._session.change(settings)
+        self._settings = settings
+
+    def finish(self) -> None:
+        """Deliver what is in flight."""
+        self._session.finish()
+        self._session.wait()
+
+    def close(self) -> None:
+        """Stop."""
+        self._session.close()
+        self._session.wait(_CLOSE_SECONDS)
+
+    def statistics(self) -> Mapping[str, object]:
+        """Its figures."""
+        statistics = self._session.statistics()
+        dropped: dict[str, dict[str, int]] = defaultdict(dict)
+        for drop in statistics.drops:
+            dropped[drop.place][drop.reason] = drop.count
+        return {**statistics.facts(), "dropped": dropped}
+
+
+def _changed(settings: LiveSettings, change: Change) -> LiveSettings:
+    """The settings with what is asked for; a window given alone brings its stride along."""
+    asked = {name: value for name, value in asdict(change).items() if value is not None}
+    if "style" in asked:
+        asked["style"] = asked["style"] or None
+    if "window" in asked:
+        asked["stride"] = None
+    return replace(settings, **asked)

@@ -1,0 +1,351 @@
+// The page: camera in, toon out, and everything that can be set about it.
+
+import { Graph } from "/static/graph.js";
+import { Meter } from "/static/meter.js";
+import { save, Recording } from "/static/keep.js";
+import { Connection, Refused, request } from "/static/webrtc.js";
+
+const $ = (id) => document.getElementById(id);
+const parameters = new URLSearchParams(location.hash.slice(1));
+const watchKey = parameters.get("watch");
+const body = document.body;
+
+let token = parameters.get("token") || sessionStorage.getItem("token") || "";
+let connection = null;
+let camera = null; // the local stream
+let statisticsTimer = 0;
+let recording = null;
+
+const graphs = {
+  fps: new Graph($("fps"), { colour: "--second", least: 30 }),
+  delay: new Graph($("delay"), { colour: "--accent", least: 200 }),
+};
+
+// ---- saying things
+
+function state(name, text) {
+  body.dataset.state = name;
+  $("status").textContent = text;
+  const live = name === "live";
+  $("toggle").textContent = name === "idle" ? "Start" : "Stop";
+  $("snapshot").disabled = !live;
+  $("record").disabled = !live || !window.MediaRecorder;
+}
+
+let toastTimer = 0;
+function say(text) {
+  $("toast").textContent = text;
+  $("toast").hidden = false;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => { $("toast").hidden = true; }, 7000);
+}
+
+const CAMERA_PROBLEMS = {
+  NotAllowedError: "The browser does not let this page use the camera: allow it in the address bar.",
+  NotFoundError: "There is no camera, or no microphone, of this kind.",
+  NotReadableError: "The camera is in use by another program.",
+  OverconstrainedError: "The camera that was chosen is gone: choose another one.",
+};
+
+// ---- the token
+
+function askForToken() {
+  return new Promise((resolve) => {
+    $("ask").addEventListener("close", () => resolve($("token").value.trim()), { once: true });
+    $("ask").showModal();
+  });
+}
+
+/** Runs `action`, and asks for the token as often as the server wants another one. */
+async function authorised(action) {
+  for (;;) {
+    try {
+      return await action();
+    } catch (error) {
+      if (!(error instanceof Refused) || error.status !== 401) throw error;
+      token = await askForToken();
+      if (!token) throw error;
+      sessionStorage.setItem("token", token);
+    }
+  }
+}
+
+// ---- what can be chosen
+
+const settings = { prompt: null, style: null, steps: null, window: null, latency: null, seed: null };
+
+async function fillCatalogue() {
+  const response = await authorised(() => request("/catalogue", {
+    headers: token ? { Authorization: `Bearer ${token}` } : {},
+  }));
+  const catalogue = await response.json();
+  $("prompt").placeholder = catalogue.prompt || $("prompt").placeholder;
+  const styles = [["", "as in the prompt"], ...catalogue.styles.map((name) => [name, name])];
+  $("styles").replaceChildren(...styles.map(([value, text]) => {
+    const label = document.createElement("label");
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "style", value });
+    input.checked = value === "";
+    label.append(input, Object.assign(document.createElement("span"), { textContent: text }));
+    return label;
+  }));
+  $("steps").value = catalogue.steps;
+  $("window").value = catalogue.window;
+  $("latency").value = Math.round(catalogue.latency * 1000);
+  showValues();
+}
+
+function showValues() {
+  $("steps-value").textContent = $("steps").value;
+  $("window-value").textContent = `${$("window").value} frames`;
+  $("latency-value").textContent = `${$("latency").value} ms`;
+}
+
+let settingsTimer = 0;
+function changed({ target }) {
+  showValues();
+  if (!(target.name in settings)) return;
+  if (target.name === "latency") settings.latency = Number(target.value) / 1000;
+  else if (["prompt", "style"].includes(target.name)) settings[target.name] = target.value;
+  else settings[target.name] = Number(target.value);
+  clearTimeout(settingsTimer);
+  settingsTimer = setTimeout(sendSettings, target.name === "prompt" ? 600 : 200);
+}
+
+async function sendSettings() {
+  if (!connection || watchKey) return;
+  try {
+    await request(connection.links["urn:toonstream:settings"], {
+      method: "PATCH",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(settings),
+    });
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+async function fillDevices() {
+  const devices = (await navigator.mediaDevices?.enumerateDevices?.()) || [];
+  for (const [select, kind, fallback] of [
+    [$("camera"), "videoinput", "default camera"],
+    [$("microphone"), "audioinput", "no sound"],
+  ]) {
+    const before = select.value;
+    const found = devices.filter((device) => device.kind === kind && device.deviceId);
+    select.replaceChildren(
+      new Option(fallback, ""),
+      ...found.map((device, index) => new Option(device.label || `${kind} ${index + 1}`, device.deviceId)),
+    );
+    select.value = found.some((device) => device.deviceId === before) ? before : "";
+  }
+}
+
+// ---- on and off
+
+async function openCamera() {
+  if (!navigator.mediaDevices) throw new Error("Browsers give the camera to https pages and to localhost only.");
+  const [video, audio] = [$("camera").value, $("microphone").value];
+  return navigator.mediaDevices.getUserMedia({
+    video: {
+      width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 },
+      ...(video ? { deviceId: { exact: video } } : { facingMode: "user" }),
+    },
+    audio: audio ? { deviceId: { exact: audio } } : false,
+  });
+}
+
+async function start() {
+  state("starting", "Connecting…");
+  try {
+    if (!watchKey) {
+      camera = await openCamera();
+      $("source").srcObject = camera;
+      fillDevices();
+    }
+    const stream = new MediaStream();
+    $("toon").srcObject = stream;
+    $("toon").muted = $("sound").getAttribute("aria-pressed") !== "true";
+    const endpoint = watchKey ? `/whep/${encodeURIComponent(watchKey)}` : "/whip";
+    const opened = await authorised(() => Connection.open(endpoint, {
+      token,
+      prepare(peer) {
+        peer.addEventListener("track", ({ track, receiver }) => {
+          stream.addTrack(track);
+          if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
+          $("toon").play().catch(() => undefined);
+        });
+        peer.addEventListener("connectionstatechange", () => {
+          if (["failed", "disconnected"].includes(peer.connectionState)) lost("The connection was lost.");
+        });
+        if (watchKey) {
+          peer.addTransceiver("video", { direction: "recvonly" });
+          peer.addTransceiver("audio", { direction: "recvonly" });
+        } else {
+          for (const track of camera.getTracks()) {
+            if (track.kind === "video") track.contentHint = "motion";
+            peer.addTrack(track, camera);
+          }
+        }
+      },
+    }));
+    if (body.dataset.state === "idle") { // stopped meanwhile
+      opened.close();
+      return;
+    }
+    connection = opened;
+    if (!watchKey) {
+      const key = connection.links["urn:toonstream:whep"].split("/").pop();
+      $("link").value = `${location.origin}/#watch=${key}`;
+      $("share").hidden = false;
+      if (Object.values(settings).some((value) => value !== null)) sendSettings();
+    }
+    statisticsTimer = setInterval(() => measure(), 1000);
+    state("starting", "Waiting for the first picture…");
+  } catch (error) {
+    stop();
+    say(CAMERA_PROBLEMS[error.name] || error.message);
+  }
+}
+
+function stop() {
+  recording?.stop();
+  clearInterval(statisticsTimer);
+  connection?.close();
+  connection = null;
+  meter.reset();
+  camera?.getTracks().forEach((track) => track.stop());
+  camera = null;
+  $("source").srcObject = $("toon").srcObject = null;
+  $("share").hidden = true;
+  $("stages").textContent = "";
+  state("idle", "Ready");
+}
+
+function lost(reason) {
+  if (body.dataset.state === "idle") return;
+  stop();
+  say(reason);
+}
+
+// ---- how it runs
+
+const meter = new Meter();
+
+function countFrames() {
+  const video = $("toon");
+  if (!("requestVideoFrameCallback" in video)) {
+    video.addEventListener("playing", () => state("live", "Live"));
+    return;
+  }
+  const shown = () => {
+    meter.shown();
+    if (connection && body.dataset.state === "starting") state("live", "Live");
+    video.requestVideoFrameCallback(shown);
+  };
+  video.requestVideoFrameCallback(shown);
+}
+
+async function measure() {
+  const current = connection;
+  if (!current) return;
+  let server = null;
+  const url = current.links["urn:toonstream:statistics"];
+  if (url) {
+    try {
+      server = await (await request(url)).json();
+    } catch (error) {
+      if ([404, 410].includes(error.status) && current === connection) lost(`It ended: ${error.message}.`);
+      return;
+    }
+  }
+  const figures = await meter.read(current.peer, server);
+  if (current !== connection) return;
+  graphs.fps.add(figures.fps);
+  graphs.delay.add(figures.latency);
+  $("fps-value").textContent = figures.fps.toFixed(1);
+  $("delay-value").textContent = Number.isFinite(figures.latency) ? Math.round(figures.latency) : "–";
+  $("stages").textContent = figures.stages;
+}
+
+// ---- buttons
+
+function press(button, pressed = button.getAttribute("aria-pressed") !== "true") {
+  button.setAttribute("aria-pressed", String(pressed));
+  return pressed;
+}
+
+$("begin").addEventListener("click", start);
+$("toggle").addEventListener("click", () => (body.dataset.state === "idle" ? start() : stop()));
+$("view").addEventListener("click", () => { $("stage").dataset.view = press($("view")) ? "both" : "toon"; });
+$("mirror").addEventListener("click", () => { $("stage").classList.toggle("mirrored", press($("mirror"))); });
+$("sound").addEventListener("click", () => { $("toon").muted = !press($("sound")); });
+$("full").addEventListener("click", () => {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else if ($("stage").requestFullscreen) $("stage").requestFullscreen();
+  else $("toon").webkitEnterFullscreen?.();
+});
+$("snapshot").addEventListener("click", () => {
+  const video = $("toon");
+  const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  const context = canvas.getContext("2d");
+  if ($("stage").classList.contains("mirrored")) {
+    context.translate(canvas.width, 0);
+    context.scale(-1, 1);
+  }
+  context.drawImage(video, 0, 0);
+  canvas.toBlob((blob) => save(blob, "png"), "image/png");
+});
+$("record").addEventListener("click", () => {
+  if (recording) {
+    recording.stop();
+    return;
+  }
+  recording = new Recording($("toon").srcObject, () => {
+    recording = null;
+    press($("record"), false);
+  });
+  press($("record"), true);
+});
+$("dice").addEventListener("click", () => {
+  $("seed").value = Math.floor(Math.random() * 1e6);
+  changed({ target: $("seed") });
+});
+$("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("link").value);
+    say("The link is copied.");
+  } catch {
+    $("link").select();
+    say("Copy the link with your keyboard.");
+  }
+});
+$("toon").addEventListener("resize", () => {
+  $("stage").style.setProperty("--ratio", $("toon").videoWidth / $("toon").videoHeight);
+});
+$("settings").addEventListener("input", changed);
+$("settings").addEventListener("submit", (event) => event.preventDefault());
+for (const select of [$("camera"), $("microphone")]) {
+  select.addEventListener("change", () => {
+    if (!connection) return;
+    stop();
+    start();
+  });
+}
+navigator.mediaDevices?.addEventListener?.("devicechange", fillDevices);
+window.addEventListener("pagehide", stop);
+
+// ---- begin
+
+$("stage").classList.toggle("mirrored", !watchKey);
+countFrames();
+if (watchKey) {
+  body.dataset.mode = "watch";
+  $("headline").textContent = "Watch a toon, live";
+  $("subline").textContent = "";
+  $("begin").textContent = "Watch";
+  $("delay-what").textContent = "ms, server to screen";
+} else {
+  if (parameters.has("token")) history.replaceState(null, "", location.pathname);
+  fillDevices();
+  fillCatalogue().catch((error) => say(error.message));
+}
