@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn, Self, get_args
+from typing import NoReturn, get_args
 
 from toonstream import __version__
 from toonstream.config import EngineName, Mode, Settings, Size
 from toonstream.errors import SettingError, ToonstreamError
+from toonstream.interrupt import EXIT_SIGNAL, Interrupt
+from toonstream.stream.address import is_address
 
 __all__ = ["main"]
 
@@ -20,12 +21,13 @@ EXIT_ERROR = 2
 COMMANDS = (
     "engines",
     "export",
+    "live",
     "models",
     "serve",
 )  # each is toonstream.commands.NAME, and has its own --help
-EXIT_SIGNAL = 128  # plus the number of the signal, as shells have it
 
 _USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
+       toonstream SRC DST [DST...]   a live stream: toonstream live --help
        toonstream demo [FOLDER]      make a short scene of its own, render it
        toonstream doctor             say what this machine has and lacks"""
 
@@ -45,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
     )
     parser.add_argument("subject", nargs="?", metavar="CLIP", help=argparse.SUPPRESS)
-    parser.add_argument("folder", nargs="?", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
+    for name in ("--latency", "--retry", "--bitrate"):  # of live streams: known here to be read past
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--listen", action="store_true", help=argparse.SUPPRESS)
     add = parser.add_argument_group("options (unset ones are the model's choice)").add_argument
     add("-o", "--output", type=Path, metavar="OUT", help="write here instead of CLIP.toon.mp4")
     add("--prompt", metavar="TEXT", help="what it should look like")
@@ -94,9 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         if words and words[0] in COMMANDS:
-            command = importlib.import_module(f"toonstream.commands.{words[0]}")
-            return int(command.run(words[1:]))
-        return _run(_parser().parse_args(words))
+            return _command(words[0], words[1:])
+        options = _parser().parse_intermixed_args(words)
+        if _is_live(options):
+            return _command("live", words)
+        return _run(options)
     except ToonstreamError as error:
         if debug:
             raise
@@ -104,6 +111,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_SIGNAL + signal.SIGINT
+
+
+def _command(name: str, words: Sequence[str]) -> int:
+    command = importlib.import_module(f"toonstream.commands.{name}")
+    return int(command.run(words))
+
+
+def _is_live(options: argparse.Namespace) -> bool:
+    """Whether this is `toonstream SRC DST…`. Two plain clips are not: the second would be written over."""
+    if options.subject in (None, "demo", "doctor"):
+        return False
+    return any(map(is_address, [options.subject, *options.more])) or any(
+        name.lower().endswith((".m3u8", "/")) for name in options.more
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -115,19 +136,23 @@ def _run(options: argparse.Namespace) -> int:
     if options.subject == "demo":
         from toonstream.demo import draw_scene
 
-        clip = draw_scene(options.folder or Path("toonstream-demo"))
+        clip = draw_scene(Path(options.more[0] if options.more else "toonstream-demo"))
         settings = replace(settings, side_by_side=True)
     elif options.subject is None:
         raise SettingError("name a clip, or try toonstream demo; see toonstream --help")
-    elif options.folder is not None:
-        raise SettingError(f"one clip at a time: leave out {options.folder}")
+    elif options.more:
+        raise SettingError(
+            f"one clip at a time: leave out {options.more[0]}, or write it with -o {options.more[0]}"
+        )
+    elif options.listen or options.latency or options.retry or options.bitrate:
+        raise SettingError("--listen, --latency, --retry and --bitrate are for live streams: name a DST, too")
     else:
         clip = Path(options.subject)
-    with _Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         return _render(clip, options, settings, interrupt)
 
 
-def _render(clip: Path, options: argparse.Namespace, settings: Settings, interrupt: "_Interrupt") -> int:
+def _render(clip: Path, options: argparse.Namespace, settings: Settings, interrupt: Interrupt) -> int:
     from toonstream.progress import make_reporter
     from toonstream.stream.render import render_clip
 
@@ -172,31 +197,3 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _one_line(error: ToonstreamError) -> str:
     return " ".join(str(error).split())
-
-
-class _Interrupt:
-    """Within it, the first SIGINT or SIGTERM only asks for a clean end, and the second one is not waited for.
-
-    Attributes:
-        number: of the signal that came, or None.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise KeyboardInterrupt
-        self.number = number

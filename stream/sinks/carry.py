@@ -14,13 +14,13 @@ from av.stream import Discard, Stream
 from toonstream.stream.sinks.track import AnyPacket, CopiedTrack, EncodedSound, Span, Track
 from toonstream.stream.sources.clip import open_clip
 
-__all__ = ["CarriedTracks"]
+__all__ = ["COPIED", "SOUND_ENCODER", "CarriedTracks"]
 
 # What is copied, by suffix and kind: what the container can hold and players play. Other sound is encoded
 # again, other subtitles are left out with a note.
 _PCM = frozenset(f"pcm_{kind}" for kind in ("s16le", "s16be", "s24le", "s24be", "s32le", "f32le", "u8", "s8"))
 _COMMON = frozenset(("aac", "mp3", "ac3", "eac3", "alac"))
-_COPIED: dict[str, dict[str, frozenset[str]]] = {
+COPIED: dict[str, dict[str, frozenset[str]]] = {
     ".mp4": {"audio": _COMMON | {"opus", "flac"}, "subtitle": frozenset(["mov_text"])},
     ".mov": {"audio": _COMMON | _PCM, "subtitle": frozenset(["mov_text"])},
     ".mkv": {
@@ -31,7 +31,7 @@ _COPIED: dict[str, dict[str, frozenset[str]]] = {
     },
     ".webm": {"audio": frozenset(("opus", "vorbis")), "subtitle": frozenset(["webvtt"])},
 }
-_SOUND_ENCODER = {".webm": "libopus"}
+SOUND_ENCODER = {".webm": "libopus"}
 # Of a clip's tags, those that say how its file was made and not what it shows.
 _OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration")
 _TAGS = ("language", "title", "handler_name")
@@ -147,11 +147,11 @@ class CarriedTracks:
         if codec is None:
             self.notes.append(f"{stream.type} track {number} is of an unknown kind and was left out")
             return None
-        if codec in _COPIED[self._suffix][stream.type]:
+        if codec in COPIED[self._suffix][stream.type]:
             output = self._output.add_stream_from_template(stream)
             track: Track = CopiedTrack(stream, output)
         elif isinstance(stream, AudioStream):
-            encoder = _SOUND_ENCODER.get(self._suffix, "aac")
+            encoder = SOUND_ENCODER.get(self._suffix, "aac")
             sound = EncodedSound(stream, self._output, encoder)
             output, track = sound.output, sound
             self.notes.append(

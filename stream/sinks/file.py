@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-__all__ = ["SUFFIXES", "FileSink"]
+__all__ = ["FORMATS", "SUFFIXES", "FileFormat", "FileSink"]
 
 _FALLBACK_TIME_BASE = Fraction(1, 90_000)  # exact for all usual rates
 _FALLBACK_RATE = Fraction(25)
@@ -41,20 +41,29 @@ _CLUSTERS = {"cluster_time_limit": "1000", "flush_packets": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Format:
+class FileFormat:
+    """How to write a kind of file.
+
+    Attributes:
+        muxer: FFmpeg's name of the container.
+        muxer_options: for it.
+        encoder: of the pictures.
+        crf: the usual quality.
+    """
+
     muxer: str
     muxer_options: dict[str, str]
     encoder: str
     crf: int
 
 
-_FORMATS = {
-    ".mp4": _Format(muxer="mp4", muxer_options=_FRAGMENTS, encoder="libx264", crf=18),
-    ".mov": _Format(muxer="mov", muxer_options=_FRAGMENTS, encoder="libx264", crf=18),
-    ".mkv": _Format(muxer="matroska", muxer_options=_CLUSTERS, encoder="libx264", crf=18),
-    ".webm": _Format(muxer="webm", muxer_options=_CLUSTERS, encoder="libvpx-vp9", crf=30),
+FORMATS = {
+    ".mp4": FileFormat(muxer="mp4", muxer_options=_FRAGMENTS, encoder="libx264", crf=18),
+    ".mov": FileFormat(muxer="mov", muxer_options=_FRAGMENTS, encoder="libx264", crf=18),
+    ".mkv": FileFormat(muxer="matroska", muxer_options=_CLUSTERS, encoder="libx264", crf=18),
+    ".webm": FileFormat(muxer="webm", muxer_options=_CLUSTERS, encoder="libvpx-vp9", crf=30),
 }
-SUFFIXES = tuple(_FORMATS)
+SUFFIXES = tuple(FORMATS)
 
 
 class FileSink:
@@ -103,7 +112,7 @@ class FileSink:
             OutputError: it cannot be written there or in that format.
         """
         suffix = path.suffix.lower()
-        if suffix not in _FORMATS:
+        if suffix not in FORMATS:
             raise OutputError(f"{path} has no suffix that can be written: end it in {', '.join(SUFFIXES)}")
         self.path = path
         self.frames = 0
@@ -118,7 +127,7 @@ class FileSink:
         self._tracks: CarriedTracks | None = None
         self._place = OutputPlace(path, source=source.path if source else None)
         try:
-            chosen = _FORMATS[suffix]
+            chosen = FORMATS[suffix]
             self._container = av.open(
                 f"file:{self._place.temporary}",
                 "w",

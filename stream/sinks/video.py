@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -63,13 +63,16 @@ class VideoTrack:
         context.thread_count = _THREADS
         self._stream = stream
 
-    def encode(self, image: NDArray[np.uint8], pts: int, duration: int) -> "list[Packet[VideoStream]]":
+    def encode(
+        self, image: NDArray[np.uint8], pts: int, duration: int, *, key: bool = False
+    ) -> "list[Packet[VideoStream]]":
         """Encode one picture; what comes out may belong to earlier ones.
 
         Args:
             image: (H, W, 3) uint8 RGB in [0, 255].
             pts: in units of the time base.
             duration: likewise.
+            key: whether to make it a key frame.
 
         Raises:
             ValueError: the picture is of another size than the stream.
@@ -90,6 +93,8 @@ class VideoTrack:
             threads=1,
         )
         picture.pts, picture.duration, picture.time_base = pts, duration, self._context.time_base
+        if key:
+            picture.pict_type = PictureType.I
         self._durations[pts] = duration
         return self._timed(self._stream.encode(picture))
 

@@ -9,7 +9,7 @@ from av.error import FFmpegError
 
 from toonstream.errors import InputError
 
-__all__ = ["MAX_PIXELS", "open_clip"]
+__all__ = ["FORMATS", "MAX_PIXELS", "open_clip"]
 
 # The largest picture that is decoded: 8K UHD. A decoded picture takes up to 8 bytes a pixel, several are
 # alive in the decoder at once, and a file of a few kilobytes can claim any size.
@@ -17,7 +17,7 @@ MAX_PIXELS = 7680 * 4320
 
 # Containers only. Playlists and scripts (hls, dash, concat, sdp, image sequences, …) name other files and
 # addresses, which must not be opened on behalf of a clip, whatever the clip calls itself.
-_FORMATS = (
+FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,live_flv,"
     "asf,ogg,gif,apng,webp_anim,mxf,dv,yuv4mpegpipe,nut,rm,wtv,swf,vc1,h263,h261,mjpeg,"
     "wav,mp3,aac,flac,w64,aiff,caf,ac3,eac3"  # no pictures in these, but then the error can say so
@@ -48,7 +48,7 @@ def open_clip(path: Path, *, decodes: bool = True) -> InputContainer:
             options={"max_pixels": str(MAX_PIXELS)},
             container_options={
                 "protocol_whitelist": "file",
-                "format_whitelist": _FORMATS,
+                "format_whitelist": FORMATS,
                 **({} if decodes else {"codec_whitelist": "none"}),
             },
             metadata_errors="replace",

@@ -1,0 +1,142 @@
+"""When toons and sound go out: in step with the pictures' own times, not with the bursts they are made in.
+
+Pure policy; whoever owns it gives it the time, and locks.
+"""
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from toonstream.stream.frame import Frame
+from toonstream.stream.sources.sound import Sound
+
+__all__ = ["Playout"]
+
+_WINDOW = 3.0  # seconds whose slowest toon says how far behind capture everything is shown
+_QUIET = 1.0  # seconds without a toon after which the last one is shown again
+_AGAIN = 0.2  # seconds between such repetitions
+_FRAMES = 64  # that wait at most; more go out early
+_SOUNDS = 1024  # packets that wait at most
+
+
+@dataclass(order=True)
+class _Entry:
+    time: Fraction
+    rank: int  # sound before the picture of the same time
+    number: int
+    item: Frame | Sound = field(compare=False)
+
+
+class Playout:
+    """Puts toons and sound in order, and says when each goes out.
+
+    Everything is shown the same while after it was captured: as long as the slowest of the last seconds took.
+    So sound, which is there at once, waits as long as the pictures do. Where no toon comes for a while, the
+    last one is repeated, with times that go on, so that nobody at the other end hangs up.
+
+    Attributes:
+        delay: seconds behind capture.
+        late: toons that were not shown because a later time had been shown already.
+        lost: packets of sound likewise, or that had no room.
+        repeated: how often a toon was shown again.
+    """
+
+    def __init__(self) -> None:
+        self.delay = 0.0
+        self.late = self.lost = self.repeated = 0
+        self._heap: list[_Entry] = []
+        self._frames = self._number = 0
+        self._took: deque[tuple[float, float]] = deque()  # (when, seconds), seconds falling
+        self._offset: float | None = None  # from the stream's time to the clock's
+        self._last: Frame | None = None
+        self._last_time = Fraction(-1)
+        self._last_at = 0.0
+
+    def show(self, frame: Frame, captured_at: float, now: float) -> None:
+        """Take a toon.
+
+        Args:
+            frame: with the stream's time.
+            captured_at: when its picture was taken, by the clock of `now`.
+            now: seconds.
+        """
+        time = frame.pts * frame.time_base
+        self._offset = captured_at - float(time)
+        while self._took and (self._took[-1][1] <= now - captured_at):
+            self._took.pop()
+        self._took.append((now, now - captured_at))
+        self._frames += 1
+        self._push(time, 1, frame)
+
+    def hear(self, sound: Sound) -> None:
+        """Take a packet of sound."""
+        if len(self._heap) - self._frames >= _SOUNDS:
+            self.lost += 1
+            return
+        self._push(sound.begin, 0, sound)
+
+    def due(self, now: float, *, everything: bool = False, keep_alive: bool = True) -> list[Frame | Sound]:
+        """Give what goes out now, in order.
+
+        Args:
+            now: seconds.
+            everything: whether it is the end, and nothing waits any longer.
+            keep_alive: whether to show the last toon again where no other comes.
+        """
+        self._forget(now)
+        out: list[Frame | Sound] = []
+        while self._heap and (everything or self._frames > _FRAMES or self._ripe(self._heap[0], now)):
+            out += self._pop(now)
+        if keep_alive and not everything and self._last is not None:
+            quiet = _AGAIN if self._last.index < 0 else _QUIET
+            if now - self._last_at >= quiet:
+                out.append(self._again(now))
+        return out
+
+    def wake_at(self, now: float) -> float:
+        """When to ask again, at the latest."""
+        times = [now + _QUIET]
+        if self._heap and self._offset is not None:
+            times.append(float(self._heap[0].time) + self._offset + self.delay)
+        if self._last is not None:
+            times.append(self._last_at + (_AGAIN if self._last.index < 0 else _QUIET))
+        return max(now, min(times))
+
+    @property
+    def waiting(self) -> int:
+        """Toons and packets that wait."""
+        return len(self._heap)
+
+    def _push(self, time: Fraction, rank: int, item: Frame | Sound) -> None:
+        self._number += 1
+        heapq.heappush(self._heap, _Entry(time=time, rank=rank, number=self._number, item=item))
+
+    def _pop(self, now: float) -> list[Frame | Sound]:
+        entry = heapq.heappop(self._heap)
+        if isinstance(entry.item, Sound):
+            return [entry.item]
+        self._frames -= 1
+        if entry.time <= self._last_time:
+            self.late += 1
+            return []
+        self._last, self._last_time, self._last_at = entry.item, entry.time, now
+        return [entry.item]
+
+    def _ripe(self, entry: _Entry, now: float) -> bool:
+        return self._offset is not None and float(entry.time) + self._offset + self.delay <= now
+
+    def _forget(self, now: float) -> None:
+        while len(self._took) > 1 and self._took[0][0] < now - _WINDOW:
+            self._took.popleft()
+        self.delay = max(0.0, self._took[0][1]) if self._took else 0.0
+
+    def _again(self, now: float) -> Frame:
+        """The last toon, for a time that has gone on as the clock has. An index below 0 marks it."""
+        assert self._last is not None
+        unit = self._last.time_base
+        ticks = max(1, round(Fraction(now - self._last_at) / unit))
+        repeated = replace(self._last, index=-1, pts=self._last.pts + ticks, duration=None)
+        self._last, self._last_time, self._last_at = repeated, repeated.pts * unit, now
+        self.repeated += 1
+        return repeated
