@@ -1,8 +1,11 @@
 """Networks → ONNX files that share the bytes of the safetensors beside them.
 
 An exported file holds the graph only. Its weights are external data: pointers into the neighbouring
-safetensors file (float16), each followed by a Cast to float32 that every engine folds away when it loads
-the network. So a model folder holds its weights once, and rewriting them needs no export.
+safetensors file (float16). So a model folder holds its weights once, and rewriting them needs no export;
+no file comes near to protobuf's limit of 2 GB; and an export takes no more memory than the network itself.
+
+In float32 each weight is followed by a Cast, which every engine folds away when it loads the network. In
+float16 the graph is strongly typed, as TensorRT wants it (`export.half`); its file is another one.
 
 `python -m toonstream.export.onnx MODEL_DIR` writes all ONNX files of a model folder; the same folder
 gives the same bytes.
@@ -13,68 +16,118 @@ import json
 import struct
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
+from torch import Tensor, nn
 
 from toonstream.errors import ModelError, ToonstreamError
-from toonstream.export.checkpoints import open_model
+from toonstream.export.checkpoints import EMBEDDINGS, Model, open_model
+from toonstream.export.half import to_half
 from toonstream.export.networks.base import TensorModule, random_inputs
 
-__all__ = ["export_model", "export_network"]
+__all__ = ["Precision", "export_model", "export_network", "in_precision"]
+
+Precision = Literal["float32", "float16"]
 
 _OPSET = 20  # later ones bring operators that TensorRT does not take
 _PREFIX = "network."  # what every wrapper puts before the names of its weights
-_TRACED_SIZES = {"batch": 2, "frames": 3, "h": 8, "w": 12}
+_TRACED_SIZES = {"batch": 2, "frames": 3, "h": 8, "w": 16, "tokens": 154}
+_TYPES = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Stored:
-    """A float16 tensor inside a safetensors file: its place in bytes, and its shape."""
+    """A tensor inside a safetensors file: its place in bytes, its type there, and its shape."""
 
     offset: int
     length: int
+    kind: str
     shape: tuple[int, ...]
 
 
-def export_model(model_dir: Path) -> list[Path]:
-    """Write the ONNX file of every network of a model folder.
+def in_precision(model: Model, precision: Precision) -> Model:
+    """Give a model whose ONNX files are those of a precision; where they are not exported, there are none."""
+    if precision == "float32":
+        return model
+    files = {name: path.with_suffix(f".{precision}.onnx") for name, path in model.onnx_files.items()}
+    sources = {
+        name: replace(source, onnx=files[name] if files[name].is_file() else None)
+        for name, source in model.sources.items()
+    }
+    return replace(model, sources=sources, onnx_files=files)
+
+
+def export_model(
+    model_dir: Path,
+    *,
+    precision: Precision = "float32",
+    only_missing: bool = False,
+    started: Callable[[str], None] = lambda name: None,
+) -> list[Path]:
+    """Write the ONNX file of every network of a model folder, one network in memory at a time.
+
+    Args:
+        model_dir: the folder.
+        precision: what the networks compute in.
+        only_missing: leave files alone that are there.
+        started: is told the name of each network as its export begins.
+
+    Returns:
+        The files that were written.
 
     Raises:
         ModelError: the folder is not a complete model.
     """
-    model = open_model(model_dir)
+    model = in_precision(open_model(model_dir), precision)
+    written = []
     for name, path in model.onnx_files.items():
-        (weights,) = path.parent.glob("*.safetensors")
-        export_network(model.sources[name].build(), path, weights)
-    return list(model.onnx_files.values())
+        if only_missing and path.is_file():
+            continue
+        started(name)
+        (weights,) = (file for file in path.parent.glob("*.safetensors") if file.name != EMBEDDINGS)
+        export_network(model.sources[name].build(), path, weights, precision=precision)
+        written.append(path)
+    return written
 
 
-def export_network(module: torch.nn.Module, path: Path, weights: Path) -> None:
+def export_network(module: nn.Module, path: Path, weights: Path, *, precision: Precision = "float32") -> None:
     """Export one network.
 
     Args:
         module: a `TensorModule` in evaluation mode, in float32.
         path: the ONNX file to write, in the folder of `weights`.
         weights: the safetensors file that the module was loaded from.
+        precision: what the network computes in.
+
+    Raises:
+        ModelError: `module` is no such module, or was not loaded from that file.
     """
     if not isinstance(module, TensorModule):
         raise ModelError(f"{type(module).__name__} declares no tensors and cannot be exported; wrap it first")
     graph = _trace(module)
-    _share_weights(graph, weights)
-    path.write_bytes(graph.SerializeToString(deterministic=True))
+    _attach_weights(graph, module.state_dict(), weights)
+    if precision == "float16":
+        to_half(graph)
+    partial = path.with_suffix(".part")
+    partial.write_bytes(graph.SerializeToString(deterministic=True))
+    partial.replace(path)
 
 
-def _trace(module: TensorModule) -> onnx.ModelProto:
+def _trace(module: TensorModule) -> ModelProto:
+    """Record a network's graph; what it reads from its state are inputs of the graph, by name."""
     tensors = (*module.inputs, *module.outputs)
     axes = {t.name: {i: axis for i, axis in enumerate(t.shape) if isinstance(axis, str)} for t in tensors}
-    with TemporaryDirectory() as folder, torch.inference_mode(), warnings.catch_warnings():
+    with TemporaryDirectory() as folder, torch.inference_mode(), warnings.catch_warnings(), _hollow(module):
         path = Path(folder) / "traced.onnx"
         # The tracing exporter is deprecated; it is used because it keeps free axes free without declaring how
         # they depend on one another, and leaves weights their names.
@@ -85,6 +138,8 @@ def _trace(module: TensorModule) -> onnx.ModelProto:
             path,
             dynamo=False,
             opset_version=_OPSET,
+            export_params=False,
+            keep_initializers_as_inputs=True,  # else those of equal value would become one
             do_constant_folding=False,  # it would store transposed copies under new names
             input_names=list(module.input_names),
             output_names=list(module.output_names),
@@ -93,39 +148,57 @@ def _trace(module: TensorModule) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _share_weights(model: onnx.ModelProto, weights: Path) -> None:
-    """Turn every initializer that `weights` holds into a pointer to it, followed by a Cast to float32."""
+@contextmanager
+def _hollow(module: nn.Module) -> Iterator[None]:
+    """Put parameters of one number each, spread over the whole shape, in place of the real ones.
+
+    A graph does not depend on its weights, and the copies that tracing makes of them then take no memory.
+    """
+    held = [
+        (child, name, parameter)
+        for child in module.modules()
+        for name, parameter in child.named_parameters(recurse=False)
+    ]
+    try:
+        for child, name, parameter in held:
+            spread = torch.zeros(1, dtype=parameter.dtype).expand(parameter.shape)
+            setattr(child, name, nn.Parameter(spread, requires_grad=False))
+        yield
+    finally:
+        for child, name, parameter in held:
+            setattr(child, name, parameter)
+
+
+def _attach_weights(model: ModelProto, state: Mapping[str, Tensor], weights: Path) -> None:
+    """Turn inputs that are weights into pointers into their file, each followed by a Cast to float32."""
     stored = _read_header(weights)
     content = np.memmap(weights, mode="r")
-    values = {initializer.name: initializer for initializer in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type == "Identity" and node.output[0].removeprefix(_PREFIX) in stored:
-            values[node.output[0]] = values[node.input[0]]  # the exporter keeps one of several equal weights
-        else:
-            nodes.append(node)
-    shared, inline = [], []
-    for name, value in values.items():
-        key = name.removeprefix(_PREFIX)
-        if key not in stored:
-            inline.append(value)
+    inputs, initializers, casts = [], list(model.graph.initializer), []
+    for value in model.graph.input:
+        if value.name not in state:
+            inputs.append(value)
             continue
-        place = stored[key]
-        half = np.frombuffer(content[place.offset : place.offset + place.length], np.float16)
-        if not np.array_equal(half.reshape(place.shape), numpy_helper.to_array(value)):
+        key = value.name.removeprefix(_PREFIX)
+        place = stored.get(key)
+        if place is None:
+            raise ModelError(f"{weights} does not hold {key}; load the network from this file")
+        raw = torch.from_numpy(content[place.offset : place.offset + place.length].copy())
+        if not torch.equal(raw.view(_DTYPES[place.kind]).reshape(place.shape).float(), state[value.name]):
             raise ModelError(
                 f"{weights}: {key} is not what the network holds; load the network from this file"
             )
-        shared.append(_pointer(key, place, weights.name))
-        nodes.insert(0, helper.make_node("Cast", [key], [name], name=f"cast/{key}", to=TensorProto.FLOAT))
-    del model.graph.node[:], model.graph.initializer[:]
+        initializers.append(_pointer(key, place, weights.name))
+        casts.append(helper.make_node("Cast", [key], [value.name], name=f"cast/{key}", to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.input[:], model.graph.node[:], model.graph.initializer[:]
+    model.graph.input.extend(inputs)
     model.graph.node.extend(nodes)
-    model.graph.initializer.extend([*shared, *inline])
+    model.graph.initializer.extend(initializers)
 
 
 def _pointer(key: str, place: _Stored, file: str) -> TensorProto:
     """Make an initializer whose bytes lie in another file of the same folder."""
-    tensor = TensorProto(name=key, data_type=TensorProto.FLOAT16, dims=place.shape)
+    tensor = TensorProto(name=key, data_type=_TYPES[place.kind], dims=place.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for entry, value in (("location", file), ("offset", place.offset), ("length", place.length)):
         tensor.external_data.add(key=entry, value=str(value))
@@ -133,15 +206,20 @@ def _pointer(key: str, place: _Stored, file: str) -> TensorProto:
 
 
 def _read_header(path: Path) -> Mapping[str, _Stored]:
-    """Find the float16 tensors of a safetensors file, by the names that their network has for them."""
+    """Find the tensors of a safetensors file, by the names that their network has for them."""
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size))
     stored = {}
     for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] == "F16":
+        if name != "__metadata__" and entry["dtype"] in _TYPES:
             start, end = entry["data_offsets"]
-            place = _Stored(offset=8 + size + start, length=end - start, shape=tuple(entry["shape"]))
+            place = _Stored(
+                offset=8 + size + start,
+                length=end - start,
+                kind=entry["dtype"],
+                shape=tuple(entry["shape"]),
+            )
             stored[name.removeprefix("text_model.")] = place
     return stored
 

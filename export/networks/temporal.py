@@ -120,12 +120,14 @@ class FrameMajorMotion(nn.Module):
 
     def _normalise(self, hidden_states: Tensor, num_frames: int) -> Tensor:
         """Normalise (B*F, C, h, w), and lay it out as (B, F, h*w, C)."""
-        if not self._joint:
-            normal: Tensor = self.norm(hidden_states)
-            return normal.flatten(2).unflatten(0, (-1, num_frames)).transpose(2, 3)
-        tokens = hidden_states.flatten(2).unflatten(0, (-1, num_frames)).transpose(1, 2)
-        normal = self.norm(tokens)
-        return normal.permute(0, 2, 3, 1)
+        _, channels, height, width = hidden_states.shape
+        apart = (-1, num_frames, channels, height * width)
+        normal: Tensor
+        if self._joint:
+            normal = self.norm(hidden_states.reshape(apart).transpose(1, 2))
+            return normal.permute(0, 2, 3, 1)
+        normal = self.norm(hidden_states)
+        return normal.reshape(apart).transpose(2, 3)
 
     def _run_block(self, block: Any, tokens: Tensor, num_frames: int) -> Tensor:
         """Run a diffusers `BasicTransformerBlock` with layer norms on tokens (B, F, L, C)."""

@@ -52,7 +52,7 @@ def _as_diffusers_calls_it(
 
 @pytest.fixture(scope="session")
 def originals(model: Model) -> dict[str, Any]:
-    """The networks as diffusers has them, from the same files; with the original's motion modules where the norm is."""
+    """The networks as diffusers has them, from the same files; the original's motion modules where wanted."""
     from diffusers import AutoencoderKL, ControlNetModel, UNetMotionModel
     from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 
