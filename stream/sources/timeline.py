@@ -87,7 +87,7 @@ class ArrivalClock:
         """Seconds by the clock of `now` at which a picture of this time was captured; never after `now`."""
         arrived = now - float(time)
         if self._offset is None:
-            self._offset = arrived
+            self._offset, self._at = arrived, now
         self._offset = min(self._offset + _LEAK * (now - self._at), arrived)
         self._at = now
         return float(time) + self._offset
