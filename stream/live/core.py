@@ -25,6 +25,7 @@ from toonstream.stream.stylizer import Toon
 __all__ = ["LiveCore", "LiveToon", "Run", "Studio"]
 
 _ASSUMED_FPS = 30.0  # until the source's rate is known
+_PARDON = 3.0  # seconds that a promise may be broken, as while another plan is made ready, before it is said
 _STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
 
 
@@ -150,6 +151,7 @@ class LiveCore:
         self._flight: deque[tuple[float, float]] = deque()  # captured at, pushed at
         self._settled_at = 0.0
         self._kept = True
+        self._broken_at: float | None = None
 
     @property
     def plan(self) -> Plan | None:
@@ -307,12 +309,18 @@ class LiveCore:
         self.say("plan", message)
 
     def _promise_kept(self, decision: Decision) -> None:
-        if decision.kept == self._kept:
-            return
-        self._kept = decision.kept
-        promise = self._settings.latency or 0.0
-        held = "is kept again" if self._kept else "cannot be kept on this machine; the least is done"
-        self.say("promise", f"the promise of {1000 * promise:.0f} ms {held}")
+        """Say so when the promise cannot be kept for a while, and when it can again."""
+        now = self._clock()
+        if decision.kept:
+            self._broken_at = None
+        elif self._broken_at is None:
+            self._broken_at = now
+        kept = self._broken_at is None or now - self._broken_at < _PARDON
+        if kept != self._kept:
+            self._kept = kept
+            promise = 1000 * (self._settings.latency or 0.0)
+            held = "is kept again" if kept else "cannot be kept on this machine: the least is drawn"
+            self.say("promise", f"the promise of {promise:.0f} ms {held}")
 
     def _start(self, plan: Plan) -> Segment:
         assert self._words is not None

@@ -57,9 +57,17 @@ class Costs:
         before, value = known[shape], median(latest)
         after = before + (_RISE if value > before else _FALL) * (value - before)
         if before > 0.0:
-            for each in known:
-                known[each] *= after / before
+            self._scale(stage, after / before, apart_from=shape)
         known[shape] = after
+
+    def _scale(self, stage: str, factor: float, *, apart_from: Shape) -> None:
+        """Take it that the other shapes have changed likewise, what was observed of them included."""
+        known = self._seconds[stage]
+        for each in known:
+            if each != apart_from:
+                known[each] *= factor
+                latest = self._latest[stage, each]
+                latest.extend([seconds * factor for seconds in latest])  # its length is bounded
 
     def seconds(self, stage: str, shape: Shape) -> float:
         """What a run of a stage takes; 0 where it was never observed."""

@@ -33,7 +33,7 @@ class Words:
         return self.text if guidance == 1.0 else self.both
 
     def towards(self, other: "Words", part: float) -> "Words":
-        """Linearly between the two, 0 here and 1 there; the noise is the other's, as every frame has its own."""
+        """Linearly between the two, 0 here and 1 there; noise as in the other."""
         return Words(
             text=torch.lerp(self.text, other.text, part),
             negative=torch.lerp(self.negative, other.negative, part),
