@@ -30,9 +30,9 @@ from toonstream.export.parts.locate import Locator
 from toonstream.export.parts.lora import Lora, fuse, read_lora
 from toonstream.export.parts.match import match
 from toonstream.export.parts.networks import Skeleton
-from toonstream.export.parts.plan import Plan, make_plan
 from toonstream.export.parts.textual_inversion import read_embedding
 from toonstream.export.parts.weights import Weights, open_weights
+from toonstream.export.plan import Plan, make_plan
 from toonstream.export.presets import Preset, find_preset, load_presets
 
 __all__ = ["assemble", "assembled_folder", "model_folder", "models_folder"]
@@ -42,6 +42,7 @@ _KEY_LENGTH = 16  # hexadecimal digits
 _IN_GRAPHS = ("clip_skip", "motion_norm")  # settings that exported graphs depend on
 _SCHEDULERS = {"ddim": "DDIMScheduler", "lcm": "LCMScheduler", "euler": "EulerDiscreteScheduler"}
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_MODEL = "model.safetensors"  # what transformers calls it
 
 Say = Callable[[str], None]
 
@@ -203,15 +204,14 @@ def _write(plan: Plan, folder: Path, say: Say) -> None:
     text, unet = jobs[0].skeleton, jobs[1].skeleton
     loras = _loras(plan, text=text, unet=unet)
     embeddings = {
-        word: read_embedding(_open(plan, f"embedding_{word}"), width=text.config.hidden_size)
+        word: read_embedding(_open(plan, f"embedding_{word}"), width=text.config["hidden_size"])
         for word in plan.preset.embeddings
     }
     for number, job in enumerate(jobs, 1):
         say(f"{plan.preset.name}: assembling {job.folder} ({number} of {len(jobs)})")
         place = folder / job.folder
-        place.mkdir()
-        save = job.skeleton.config
-        save.save_pretrained(place) if job is jobs[0] else save.save_config(place)
+        place.mkdir(parents=True)
+        job.skeleton.save(place)
         save_file(_tensors(job, loras), place / job.file, metadata={"format": "pt"})
     if embeddings:
         vectors = {word: vector.float().contiguous() for word, vector in embeddings.items()}
@@ -223,7 +223,7 @@ def _write(plan: Plan, folder: Path, say: Say) -> None:
 def _jobs(plan: Plan) -> list[_Job]:
     """Check all networks; the text encoder is first and the UNet second."""
     text = networks.text_encoder(_config(plan, "text_encoder"))
-    jobs = [_job("text_encoder", text, _open(plan, "text_encoder"), file="model.safetensors")]
+    jobs = [_job("text_encoder", text, _open(plan, "text_encoder"), file=_MODEL)]
 
     base = _open(plan, "unet")
     motion = _open(plan, "motion") if "motion" in plan.files else None
@@ -239,10 +239,15 @@ def _jobs(plan: Plan) -> list[_Job]:
         controlnet = networks.controlnet(_config(plan, role, kind="controlnet"), weights=weights)
         _require_alike(weights, controlnet, unet)
         jobs.append(_job(role, controlnet, weights))
-    if text.config.hidden_size != _setting(unet, "cross_attention_dim"):
+    for name in plan.preset.annotators:
+        weights, path = _open(plan, f"annotator_{name}"), _path(plan, f"annotator_{name}.config")
+        config = networks.read_config(path, "annotator") if path else None
+        annotator = networks.annotator(config, weights=weights)
+        jobs.append(_job(f"annotators/{name}", annotator, weights, file=_MODEL))
+    if text.config["hidden_size"] != _setting(unet, "cross_attention_dim"):
         raise ModelError(
             f"{base.path} wants text of {_setting(unet, 'cross_attention_dim')} numbers a token, "
-            f"and the text encoder's has {text.config.hidden_size}; take both from one checkpoint"
+            f"and the text encoder's has {text.config['hidden_size']}; take both from one checkpoint"
         )
     return jobs
 
@@ -307,9 +312,9 @@ def _write_index(plan: Plan, jobs: Iterable[_Job], path: Path) -> None:
         "tokenizer": ["transformers", "CLIPTokenizer"],
     }
     for job in jobs:
-        network = type(job.skeleton.config).__name__
-        text = job.folder == "text_encoder"
-        index[job.folder] = ["transformers", "CLIPTextModel"] if text else ["diffusers", network]
+        if "/" not in job.folder:
+            network = job.skeleton.config.get("_class_name")
+            index[job.folder] = ["diffusers", network] if network else ["transformers", "CLIPTextModel"]
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -324,7 +329,7 @@ def _require_alike(weights: Weights, controlnet: Skeleton, unet: Skeleton) -> No
 
 
 def _setting(skeleton: Skeleton, name: str) -> Any:
-    value = skeleton.config.config[name]
+    value = skeleton.config[name]
     return list(value) if isinstance(value, tuple) else value
 
 

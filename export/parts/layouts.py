@@ -10,6 +10,7 @@ from functools import partial
 
 __all__ = [
     "Layout",
+    "annotator_layouts",
     "controlnet_layouts",
     "motion_layouts",
     "original_unet_name",
@@ -120,6 +121,11 @@ def text_layouts() -> tuple[Layout, ...]:
     """Layouts of CLIP's text encoder, alone or in a checkpoint."""
     prefixes = ("text_model.", "cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
     return _same, *(_prefixed(prefix, _same) for prefix in prefixes)
+
+
+def annotator_layouts() -> tuple[Layout, ...]:
+    """Layouts of annotators: the published files' own."""
+    return _same, _prefixed("module.", _same)
 
 
 def original_unet_name(name: str, *, layers: int, attending: frozenset[int]) -> str:

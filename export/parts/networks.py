@@ -4,8 +4,9 @@ They are built on torch's meta device: a network of a billion parameters takes a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from toonstream.export.parts.weights import Weights
 __all__ = [
     "Config",
     "Skeleton",
+    "annotator",
     "controlnet",
     "motion_config",
     "read_config",
@@ -33,6 +35,7 @@ __all__ = [
 _SD15 = Path(__file__).with_name("sd15.json")
 _TEXT_PREFIX = "text_model."  # what some versions of transformers put before every name
 _POSITIONS = ".pos_embed.pe"
+_ANNOTATORS = ("informative_drawings", "hed")  # whose published files are weights alone
 
 Config = Mapping[str, Any]
 
@@ -43,13 +46,15 @@ class Skeleton:
 
     Attributes:
         what: it is, for errors.
-        config: of diffusers or transformers; can be saved.
+        config: its settings.
+        save: writes them as `config.json` into a folder.
         shapes: of its tensors, by name.
         layouts: what these are called in files.
     """
 
     what: str
-    config: Any
+    config: Config
+    save: Callable[[Path], object]
     shapes: Mapping[str, tuple[int, ...]]
     layouts: tuple[Layout, ...]
 
@@ -81,11 +86,11 @@ def text_encoder(config: Config) -> Skeleton:
     parsed = CLIPTextConfig.from_dict(dict(config))
     with torch.device("meta"):
         network = CLIPTextModel(parsed)
-    names = {name.removeprefix(_TEXT_PREFIX): value for name, value in network.state_dict().items()}
     return Skeleton(
         what="a text encoder",
-        config=parsed,
-        shapes={name: tuple(value.shape) for name, value in names.items()},
+        config=parsed.to_dict(),
+        save=parsed.save_pretrained,
+        shapes={name.removeprefix(_TEXT_PREFIX): shape for name, shape in _shapes(network).items()},
         layouts=layouts.text_layouts(),
     )
 
@@ -150,6 +155,34 @@ def vae(config: Config, *, weights: Weights) -> Skeleton:
     return _skeleton("a tiny VAE" if tiny else "a VAE", network, names)
 
 
+def annotator(config: Config | None, *, weights: Weights) -> Skeleton:
+    """Make a network that draws hints; a published file that comes without a config is known by its tensors.
+
+    Raises:
+        ModelError: it is none that toonstream knows.
+    """
+    from toonstream.export.annotators import make_annotator
+
+    candidates = [config] if config else [{"model_type": kind} for kind in _ANNOTATORS]
+    with torch.device("meta"):
+        networks = [make_annotator(candidate).network for candidate in candidates]
+    skeletons = [
+        Skeleton(
+            what="an annotator",
+            config=candidate,
+            save=partial(_write_config, candidate),
+            shapes=_shapes(network),
+            layouts=layouts.annotator_layouts(),
+        )
+        for candidate, network in zip(candidates, networks, strict=True)
+    ]
+    return max(skeletons, key=lambda skeleton: len(skeleton.shapes.keys() & weights.shapes.keys()))
+
+
+def _write_config(config: Config, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _built(kind: Any, config: Config, weights: Weights) -> Any:
     wanted = config.get("_class_name", kind.__name__)
     if wanted != kind.__name__:
@@ -160,6 +193,12 @@ def _built(kind: Any, config: Config, weights: Weights) -> Any:
     return kind.from_config(dict(config))
 
 
-def _skeleton(what: str, network: nn.Module, names: tuple[Layout, ...]) -> Skeleton:
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    return Skeleton(what=what, config=network, shapes=shapes, layouts=names)
+def _skeleton(what: str, network: Any, names: tuple[Layout, ...]) -> Skeleton:
+    config = dict(network.config)
+    return Skeleton(
+        what=what, config=config, save=network.save_config, shapes=_shapes(network), layouts=names
+    )
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}

@@ -1,7 +1,10 @@
-"""The tiny model, written and exported once a session; tests must not change it."""
+"""Models and checkpoints, written once a session; tests must not change them."""
 
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -11,11 +14,28 @@ from toonstream.export.onnx import export_model
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    spec = spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    tiny = module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    folder: Path = tiny.write_model(tmp_path_factory.mktemp("tiny"))
+    folder: Path = _beside("tiny").write_model(tmp_path_factory.mktemp("tiny"))
     export_model(folder)
     return open_model(folder)
+
+
+@pytest.fixture(scope="session")
+def writing() -> Any:
+    """What writes checkpoints in every layout: `small.py`."""
+    return _beside("small")
+
+
+@pytest.fixture(scope="session")
+def small(writing: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Small checkpoints in every layout."""
+    return writing.write_small(tmp_path_factory.mktemp("small"))
+
+
+def _beside(name: str) -> ModuleType:
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -20,7 +20,7 @@ _NETWORK = tuple(
     for suffix in ("safetensors", "bin")
     for variant in (".fp16", "")
 )
-_TEXT = ("model.fp16.safetensors", "model.safetensors", "pytorch_model.fp16.bin", "pytorch_model.bin")
+_MODEL = ("model.fp16.safetensors", "model.safetensors", "pytorch_model.fp16.bin", "pytorch_model.bin")
 _LORA = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _EMBEDDING = ("learned_embeds.safetensors", "learned_embeds.bin")
 
@@ -75,8 +75,11 @@ def make_plan(preset: Preset, locator: Locator, *, say: Say = lambda line: None)
         preset,
         loras=kept("lora", preset.loras, _LORA),
         embeddings=kept("embedding", preset.embeddings, _EMBEDDING),
-        annotators=kept("annotator", preset.annotators, _NETWORK),
+        annotators=kept("annotator", preset.annotators, _MODEL),
     )
+    for name, part in preset.annotators.items():
+        if not part.file:
+            finder.file(f"annotator_{name}.config", part, "config.json")
     if locator.missing:
         raise ModelError(_missing(preset, locator))
     for found in finder.files.values():
@@ -120,7 +123,7 @@ class _Finder:
                 self.file(network, part, part.file)
                 self._config(network, part, f"{network}/config.json")
             else:
-                names = _TEXT if network == "text_encoder" else _NETWORK
+                names = _MODEL if network == "text_encoder" else _NETWORK
                 self.file(network, part, *(f"{network}/{name}" for name in names))
                 self.file(f"{network}.config", part, f"{network}/config.json")
         if not part.file:
