@@ -97,6 +97,8 @@ class Playout:
     def wake_at(self, now: float) -> float:
         """When to ask again, at the latest."""
         times = [now + _QUIET]
+        if len(self._took) > 1:  # then everything may go out earlier
+            times.append(self._took[0][0] + _WINDOW)
         if self._heap and self._offset is not None:
             times.append(float(self._heap[0].time) + self._offset + self.delay)
         if self._last is not None:

@@ -134,5 +134,5 @@ def test_whoever_waits_until_told_misses_nothing(events):
         wake = playout.wake_at(now)
         assert wake >= now
         before = now + (wake - now) * 0.9
-        assert playout.due(before) == [] or before == now
+        assert playout.due(before) == [] or wake - now < 1e-9  # as near as floats come
         now = before
