@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from toonstream.config import Settings
+from toonstream.config import Settings, Size
 from toonstream.engines.select import open_engine
 from toonstream.errors import OutputError, ToonstreamError
-from toonstream.export.checkpoints import open_model, shipped_model
+from toonstream.export.assemble import model_folder
+from toonstream.export.checkpoints import open_model
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import ContactSheet, side_by_side
 from toonstream.stream.conditions import Conditions
@@ -94,6 +95,7 @@ def render_clip(
     started: Callable[[Mapping[str, object]], None] = lambda facts: None,
     observe: Callable[[Progress], None] = lambda progress: None,
     stopped: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Rendered:
     """Render one clip from file to file.
 
@@ -105,6 +107,7 @@ def render_clip(
         started: told once, when clip and model are open, what will be done.
         observe: told how far it is, see `pipeline.run`.
         stopped: asked whether to end early, see `pipeline.run`.
+        say: told what is done before that, where it takes a while.
 
     Raises:
         InputError: the clip or the settings cannot be used.
@@ -113,12 +116,13 @@ def render_clip(
         EngineError: the engine cannot be used.
     """
     _check_contact_sheet(settings.contact_sheet)
-    model = open_model(settings.model or shipped_model())
+    model = open_model(model_folder(settings.model, allow_pickle=settings.allow_pickle, say=say))
     choices = settings.resolve(model.defaults)
     stopwatch = Stopwatch()
     with FileSource(clip, start=settings.start, duration=settings.duration) as source, ExitStack() as stack:
         info = source.info
-        size = settings.size.of(info.width, info.height)
+        wanted = settings.size or Size(short=model.defaults.size, cap=True)
+        size = wanted.of(info.width, info.height)
         width, height = (2 * size[0], size[1]) if settings.side_by_side else size
         sink = stack.enter_context(
             FileSink(

@@ -63,7 +63,9 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_checked(words: list[
         (["a.mp4", "--engine", "abacus"], "invalid choice: 'abacus'"),
         (["missing.mp4"], "missing.mp4 does not exist"),
         (["missing.mp4", "--style", "nonesuch"], "has no style 'nonesuch'"),
-        (["missing.mp4", "--model", "nowhere"], "nowhere is not a folder"),
+        (["missing.mp4", "--model", "nowhere"], "there is no model 'nowhere', take one of toonlet, "),
+        (["missing.mp4", "--model", "diffuton"], "did you mean diffutoon or diffutoon-fast?"),
+        (["missing.mp4", "--model", "./nowhere"], "nowhere is not a folder"),
         (["missing.mp4", "--contact-sheet", "nowhere/sheet.png"], "nowhere is not a folder"),
     ],
 )

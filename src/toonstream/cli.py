@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stride", type=int, metavar="N", help="frames from window to window, 1 to window")
     add("--guidance", type=float, metavar="G", help="how strictly to follow the prompt; 1 is off")
     add("--seed", type=int, default=0, metavar="N", help="another seed, other details (0)")
-    add("--size", metavar="SIZE", help="640x360, or the short side; else at most 512")
+    add("--size", metavar="SIZE", help="640x360, or the short side, such as 360")
     add("--start", type=float, default=0.0, metavar="SECONDS", help="leave out the beginning")
     add("--duration", type=float, metavar="SECONDS", help="render this much")
     add("--side-by-side", action="store_true", help="source on the left, toon on the right")
@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="E",
         help=" | ".join(get_args(EngineName)),
     )
-    add("--model", type=Path, metavar="FOLDER", help="another model, in diffusers' layout")
+    add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
+    add("--allow-pickle", action="store_true", help="trust pickled checkpoints, too")
     add(
         "--mode",
         default="wavefront",
@@ -164,6 +165,7 @@ def _render(clip: Path, options: argparse.Namespace, settings: Settings, interru
         started=reporter.start,
         observe=reporter.progress,
         stopped=lambda: interrupt.number is not None,
+        say=lambda line: None if options.quiet or options.json else print(line, file=sys.stderr),
     )
     reporter.done(rendered.facts(), "\n".join([rendered.summary(), *rendered.notes]))
     if interrupt.number is not None:
@@ -184,13 +186,14 @@ def _settings(options: argparse.Namespace) -> Settings:
         stride=options.stride,
         guidance=options.guidance,
         seed=options.seed,
-        size=Size(cap=True) if options.size is None else Size.parse(options.size),
+        size=None if options.size is None else Size.parse(options.size),
         start=options.start,
         duration=options.duration,
         side_by_side=options.side_by_side,
         contact_sheet=options.contact_sheet,
         engine=options.engine,
         model=options.model,
+        allow_pickle=options.allow_pickle,
         mode=options.mode,
     )
 

@@ -147,13 +147,14 @@ class Settings:
         stride: frames from one window to the next (s), 1 to `window`.
         guidance: how strongly the prompt is followed (g), 1 to 30; 1 means no guidance.
         seed: of all noise, 0 to 2^63 - 1.
-        size: of the output.
+        size: of the output; None caps the short side where the model says, see `Size.cap`.
         start: seconds of the clip to leave out in front.
         duration: seconds to render, or None for all.
         side_by_side: put the source to the left of the toon.
         contact_sheet: where to write a picture of source frames over toon frames, or None.
         engine: what runs the networks.
-        model: a model folder, or None for the one that ships.
+        model: the name of a preset, the path of a model folder, or None for the one that ships.
+        allow_pickle: read a preset's checkpoints even where they are pickled.
         mode: wavefront, or skewed (larger batches, more look-ahead, the same result).
     """
 
@@ -165,13 +166,14 @@ class Settings:
     stride: int | None = None
     guidance: float | None = None
     seed: int = 0
-    size: Size = Size(cap=True)
+    size: Size | None = None
     start: float = 0.0
     duration: float | None = None
     side_by_side: bool = False
     contact_sheet: Path | None = None
     engine: EngineName = "auto"
-    model: Path | None = None
+    model: str | Path | None = None
+    allow_pickle: bool = False
     mode: Mode = "wavefront"
 
     def __post_init__(self) -> None:
