@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from toonstream.engines.store import cache_folder
 from toonstream.errors import ModelError
-from toonstream.export.checkpoints import shipped_model
+from toonstream.export.checkpoints import Model, open_model, shipped_model
 from toonstream.export.parts import networks
 from toonstream.export.parts.layouts import motion_layouts, original_unet_name
 from toonstream.export.parts.locate import Locator
@@ -35,7 +36,7 @@ from toonstream.export.parts.weights import Weights, open_weights
 from toonstream.export.plan import Plan, make_plan
 from toonstream.export.presets import Preset, find_preset, load_presets
 
-__all__ = ["assemble", "assembled_folder", "model_folder", "models_folder"]
+__all__ = ["assemble", "assembled_folder", "load_model", "model_folder", "models_folder"]
 
 _VERSION = 1  # of what is written; another one makes other keys
 _KEY_LENGTH = 16  # hexadecimal digits
@@ -75,6 +76,42 @@ def model_folder(
     if model not in known and Path(model).is_dir():
         return Path(model)
     return assemble(find_preset(model, known), allow_pickle=allow_pickle, say=say)
+
+
+def load_model(
+    model: str | Path | None,
+    *,
+    engine: str,
+    allow_pickle: bool = False,
+    say: Say = lambda line: None,
+) -> Model:
+    """Open the model that `--model` means, with all that an engine wants of it.
+
+    Args:
+        model: as for `model_folder`.
+        engine: its name; all but torch want ONNX files. An assembled model is exported once, beside its
+            weights; into a folder of the user's own nothing is written.
+        allow_pickle: read pickled files.
+        say: is told what is done, where that takes a while.
+
+    Raises:
+        SettingError: there is no such preset.
+        ModelError: the model's parts are missing, or are not what they should be.
+    """
+    folder = model_folder(model, allow_pickle=allow_pickle, say=say)
+    opened = open_model(folder)
+    exported = all(path.is_file() for path in opened.onnx_files.values())
+    if engine == "torch" or exported or folder.parent != models_folder():
+        return opened
+    from toonstream.export.onnx import export_model
+
+    with _locked(folder):
+        export_model(
+            folder,
+            only_missing=True,
+            started=lambda network: say(f"{opened.defaults.name}: exporting {network}, once"),
+        )
+    return open_model(folder)
 
 
 def models_folder() -> Path:
@@ -122,13 +159,9 @@ def assemble(preset: Preset, *, allow_pickle: bool = False, say: Say = lambda li
 
 
 def _assemble(plan: Plan, folder: Path, settings: Mapping[str, object], say: Say) -> None:
-    from filelock import FileLock
-
     if _read_settings(folder) == settings:
         return
-    locks = folder.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{folder.name}.lock"):
+    with _locked(folder):
         for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed: the lock is ours
             shutil.rmtree(left, ignore_errors=True)
         if not folder.is_dir():
@@ -141,6 +174,17 @@ def _assemble(plan: Plan, folder: Path, settings: Mapping[str, object], say: Say
                 shutil.rmtree(making, ignore_errors=True)
         elif _read_settings(folder) != settings:
             _write_settings(folder, settings)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which need not be there yet."""
+    from filelock import FileLock
+
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{folder.name}.lock"):
+        yield
 
 
 def _settings(plan: Plan) -> dict[str, object]:

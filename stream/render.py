@@ -9,8 +9,7 @@ from pathlib import Path
 from toonstream.config import Settings, Size
 from toonstream.engines.select import open_engine
 from toonstream.errors import OutputError, ToonstreamError
-from toonstream.export.assemble import model_folder
-from toonstream.export.checkpoints import open_model
+from toonstream.export.assemble import load_model
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import ContactSheet, side_by_side
 from toonstream.stream.conditions import Conditions
@@ -116,7 +115,8 @@ def render_clip(
         EngineError: the engine cannot be used.
     """
     _check_contact_sheet(settings.contact_sheet)
-    model = open_model(model_folder(settings.model, allow_pickle=settings.allow_pickle, say=say))
+    engine = open_engine(settings.engine)
+    model = load_model(settings.model, engine=engine.name, allow_pickle=settings.allow_pickle, say=say)
     choices = settings.resolve(model.defaults)
     stopwatch = Stopwatch()
     with FileSource(clip, start=settings.start, duration=settings.duration) as source, ExitStack() as stack:
@@ -129,7 +129,6 @@ def render_clip(
                 output, source=source, width=width, height=height, sample_aspect_ratio=_aspect(info, size)
             )
         )
-        engine = open_engine(settings.engine)
         stylizer = load_stylizer(model, choices, engine=engine, stopwatch=stopwatch)
         sheet = ContactSheet()
         end = 0.0
