@@ -1,5 +1,6 @@
 """What to say when a GPU's memory is too small."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,5 +26,6 @@ def out_of_memory(network: str) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        needed = str(error).partition(". ")[0].removeprefix("CUDA out of memory. ")
-        raise EngineError(f"{network}: not enough GPU memory ({needed}); {LOWER}") from None
+        tried = re.search(r"Tried to allocate [\d.]+ \w+", str(error))
+        detail = f" ({tried[0][:1].lower() + tried[0][1:]})" if tried else ""
+        raise EngineError(f"{network}: not enough GPU memory{detail}; {LOWER}") from None

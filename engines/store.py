@@ -97,9 +97,9 @@ class StoredEngine:
 
     @property
     def largest_input(self) -> str:
-        """What an engine is fastest at, for people: the input with the most axes, as in "1x4x4x64x64"."""
+        """What an engine is fastest at, for people: its finest input, as in "1x4x4x64x64"."""
         shapes = cast(Mapping[str, list[list[int]]], self.key["shapes"])
-        largest = max((triple[1] for triple in shapes.values()), key=lambda shape: (len(shape), shape))
+        largest = max((triple[1] for triple in shapes.values()), key=lambda shape: (len(shape), shape[-1]))
         return "x".join(map(str, largest))
 
     def intact(self) -> bool:

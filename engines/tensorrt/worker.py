@@ -88,7 +88,8 @@ def _refusal(parser: Any) -> str:
     """Say in one line which node the parser stumbled over, and why."""
     error = parser.get_error(0)
     where = f"node {error.node_name()} ({error.node_operator()}): " if error.node_operator() else ""
-    return where + " ".join(error.desc().split())
+    why = " ".join(error.desc().split())
+    return where + ("it has no such operator" if why == "false" else why)
 
 
 def _make_log(runtime: Any) -> Any:

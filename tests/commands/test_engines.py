@@ -1,0 +1,147 @@
+"""`toonstream engines`, as a user calls it."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from toonstream.cli import main
+from toonstream.engines.store import EngineStore
+from toonstream.export.checkpoints import open_model, shipped_model
+
+BUILD = ("build", "toonlet", "--compute-capability", "8.9", "--size", "256x256")
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    """Run the command; gives its exit code and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["engines", *words])
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOONSTREAM_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def built(cache: Path) -> str:
+    """Builds real TensorRT-RTX engines of every network of the shipped model; gives what was printed."""
+    code, out, _ = run(*BUILD, "--engine", "tensorrt-rtx")
+    assert code == 0
+    return out
+
+
+def test_every_network_of_the_shipped_model_is_built(built: str, cache: Path) -> None:
+    names = set(open_model(shipped_model()).sources)
+    lines = built.splitlines()
+    assert {line.split()[0] for line in lines} == names
+    assert all("built in" in line and str(cache) in line for line in lines)
+    engines = list(EngineStore().engines())
+    assert all(engine.intact() for engine in engines)
+    assert {engine.label.removeprefix("toonlet ") for engine in engines} <= names
+    assert sum(engine.size for engine in engines) > 50e6
+
+
+def test_what_is_built_is_found_again(built: str) -> None:
+    code, out, _ = run(*BUILD, "--networks", "unet,vae_decoder")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["unet", "vae_decoder"]
+    assert all("was there" in line for line in out.splitlines())
+
+
+def test_what_is_kept_is_listed_with_what_is_damaged(built: str) -> None:
+    code, out, _ = run("list")
+    assert code == 0
+    (unet,) = (line for line in out.splitlines() if "toonlet unet" in line)
+    assert "tensorrt-rtx" in unet
+    assert "for 8.9, float16, 1x4x16x32x32" in unet
+    assert "DAMAGED" not in out
+    decoder = next(engine for engine in EngineStore().engines() if "vae_decoder" in engine.label)
+    os.truncate(decoder.path, 100)
+    assert "DAMAGED" in run("list")[1]
+    code, out, err = run(*BUILD, "--networks", "vae_decoder")
+    assert code == 0
+    assert "is damaged; building it again" in err
+    assert "DAMAGED" not in run("list")[1]
+
+
+def test_pruning_goes_by_age_use_and_size(built: str) -> None:
+    before = len(list(EngineStore().engines()))
+    assert run("prune", "--older-than", "1", "--unused", "1", "--keep", "10")[1].startswith("freed 0.0 MB")
+    assert len(list(EngineStore().engines())) == before
+    largest = max(EngineStore().engines(), key=lambda engine: engine.size)
+    os.utime(largest.path.with_name("manifest.json"), (0, 0))
+    assert "toonlet unet" in run("prune", "--unused", "30")[1]
+    assert len(list(EngineStore().engines())) == before - 1
+    run("prune", "--all")
+    assert list(EngineStore().engines()) == []
+    assert run("list")[1].startswith("0.0 MB in ")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "torch"])
+def test_engines_are_verified_against_onnx_runtime(engine: str) -> None:
+    code, out, _ = run(
+        "verify", "toonlet", "--engine", engine, "--size", "64", "--networks", "vae_encoder,hint_outline"
+    )
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[:2]] == ["vae_encoder", "hint_outline"]
+    assert f"{engine} against onnxruntime: within" in out
+
+
+def test_an_engine_that_differs_is_told_by_the_exit_code() -> None:
+    code, out, _ = run(
+        "verify", str(shipped_model()), "--engine", "openvino", "--size", "64", "--networks", "vae_encoder",
+        "--tolerance", "1e-12",
+    )  # fmt: skip
+    assert code == 1
+    assert "DIFFERS" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "the following arguments are required"),
+        ("burn", "invalid choice: 'burn'"),
+        ("build", "name a model, such as toonlet"),
+        ("build toonlet", "runs on an NVIDIA GPU, and torch finds none here"),
+        ("build toonlet --compute-capability 89", "'89' is no compute capability"),
+        ("build toonlet --compute-capability 6.1", "too old for TensorRT-RTX"),
+        ("build toonlet --compute-capability 9.0", "name one of 7.5"),
+        ("build toonlet --engine openvino", "openvino needs no building ahead"),
+        ("build toonlet --engine tensorrt --compute-capability 8.9", "TensorRT is not installed"),
+        (
+            "build toonlet --compute-capability 8.9 --networks vae",
+            "has no network 'vae'; it has text_encoder",
+        ),
+        ("build toonlet --compute-capability 8.9 --window 99", "window 99"),
+        ("build toonlet --compute-capability 8.9 --size big", "size"),
+        ("build no/where --compute-capability 8.9", "no/where is not a folder"),
+        ("verify toonlet --engine tensorflow", "unknown engine 'tensorflow'"),
+        ("verify toonlet --engine tensorrt-rtx", "runs on an NVIDIA GPU, and torch finds none here"),
+        ("prune", "say what to throw away"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(words: str, message: str) -> None:
+    code, out, err = run(*words.split())
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_help_fits_on_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["engines", "--help"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 36
+    assert max(map(len, lines)) <= 90

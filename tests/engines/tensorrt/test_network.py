@@ -1,0 +1,215 @@
+"""The bookkeeping of the hot path, with a stand-in for TensorRT that computes on the CPU."""
+
+import ctypes
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from toonstream.engines.replay import Step
+from toonstream.engines.tensorrt.network import TensorRtNetwork
+from toonstream.errors import EngineError
+
+CPU = torch.device("cpu")
+MOST = 16  # the largest axis that the stand-in takes
+Kind = Enum("Kind", ["FLOAT", "HALF", "INPUT", "OUTPUT"])
+Strategy = Enum("Strategy", ["LAZY", "EAGER"])
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.content = blob
+        return True
+
+    def serialize(self) -> bytes:
+        return self.content or b"kernels"
+
+
+class Options:
+    dynamic_shapes_kernel_specialization_strategy = Strategy.LAZY
+
+    def __init__(self) -> None:
+        self.cache: Cache | None = None
+
+    def create_runtime_cache(self) -> Cache:
+        return Cache()
+
+    def set_runtime_cache(self, cache: Cache) -> bool:
+        self.cache = cache
+        return True
+
+
+class Context:
+    """Doubles `image`, a (batch, 3) tensor of floats, into `doubled`."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self.engine = engine
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+        self.runs: list[int] = []
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return shape[0] <= MOST
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.engine.bindings += 1
+        self.addresses[name] = address
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.runs.append(stream)
+        count = self.shape[0] * 3
+        given = (ctypes.c_float * count).from_address(self.addresses["image"])
+        made = (ctypes.c_float * count).from_address(self.addresses["doubled"])
+        made[:] = [2 * value for value in given]
+        return self.engine.runs
+
+
+class Engine:
+    num_io_tensors = 2
+
+    def __init__(self, *, memory: bool = True, runs: bool = True) -> None:
+        self.contexts: list[Context] = []
+        self.bindings = 0
+        self.memory = memory
+        self.runs = runs
+
+    def get_tensor_name(self, index: int) -> str:
+        return ["image", "doubled"][index]
+
+    def get_tensor_mode(self, name: str) -> Kind:
+        return Kind.INPUT if name == "image" else Kind.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Kind:
+        return Kind.FLOAT
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, 3)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [(1, 3), (2, 3), (MOST, 3)]
+
+    def create_execution_context(self, *options: Options) -> Context | None:
+        if not self.memory:
+            return None
+        self.contexts.append(Context(self))
+        return self.contexts[-1]
+
+
+class RtxEngine(Engine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = Options()
+
+    def create_runtime_config(self) -> Options:
+        return self.options
+
+
+class Recorder:
+    """Keeps the steps it is given, as a recorder of CUDA graphs would."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def __call__(self, step: Step) -> Step:
+        self.steps.append(step)
+        return step
+
+
+def network(engine: Engine, **more: object) -> TensorRtNetwork:
+    options = {"device": CPU, "stream": lambda: 7, "record": Recorder(), **more}
+    return TensorRtNetwork("toy", engine, **options)  # type: ignore[arg-type]
+
+
+def image(batch: int, value: float = 1.0) -> Mapping[str, Tensor]:
+    return {"image": torch.full((batch, 3), value)}
+
+
+def test_tensors_are_declared_as_the_engine_has_them() -> None:
+    made = network(Engine())
+    (given,), (out,) = made.inputs, made.outputs
+    assert (given.name, given.dtype, given.shape) == ("image", torch.float32, ("image.0", 3))
+    assert (out.name, out.dtype) == ("doubled", torch.float32)
+
+
+def test_bindings_are_made_once_for_each_shape_and_runs_recorded_once() -> None:
+    engine, recorder = Engine(), Recorder()
+    run = network(engine, record=recorder)
+    for value in (1.0, 2.0, 3.0):
+        assert torch.equal(run(image(2, value))["doubled"], torch.full((2, 3), 2 * value))
+    assert (engine.bindings, len(recorder.steps), len(engine.contexts)) == (2, 1, 1)
+    assert engine.contexts[0].runs == [7, 7, 7]
+    assert torch.equal(run(image(4))["doubled"], torch.full((4, 3), 2.0))
+    assert torch.equal(run(image(2))["doubled"], torch.full((2, 3), 2.0))
+    assert (engine.bindings, len(recorder.steps), len(engine.contexts)) == (4, 2, 2)
+
+
+def test_few_shapes_are_kept_the_latest_used() -> None:
+    engine = Engine()
+    run = network(engine)
+    for batch in (1, 2, 3, 4, 1, 5, 1):
+        run(image(batch))
+    assert len(engine.contexts) == 5
+    run(image(2))  # was given up for 5
+    assert len(engine.contexts) == 6
+
+
+def test_what_is_given_out_is_the_callers() -> None:
+    run = network(Engine())
+    first = run(image(2, 1.0))["doubled"]
+    run(image(2, 5.0))
+    assert torch.equal(first, torch.full((2, 3), 2.0))
+
+
+def test_inputs_of_another_type_and_layout_are_taken_in() -> None:
+    given = torch.arange(6, dtype=torch.float16).reshape(3, 2).t()
+    assert torch.equal(network(Engine())({"image": given})["doubled"], given.float() * 2)
+
+
+def test_shapes_that_the_engine_was_not_built_for_say_so() -> None:
+    with pytest.raises(EngineError, match=r"\[17, 3\].*\[1, 3\] to \[16, 3\].*toonstream engines build"):
+        network(Engine())(image(17))
+
+
+def test_a_workspace_without_room_says_what_to_lower() -> None:
+    with pytest.raises(EngineError, match=r"not enough GPU memory.*--size, --window, --guidance"):
+        network(Engine(memory=False))(image(1))
+
+
+def test_memory_that_runs_out_says_what_to_lower() -> None:
+    def exhausted(step: Step) -> Step:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    with pytest.raises(EngineError, match=r"\(tried to allocate 2\.00 GiB\); lower.*--size"):
+        network(Engine(), record=exhausted)(image(1))
+
+
+def test_a_run_that_is_refused_names_the_way_on() -> None:
+    with pytest.raises(EngineError, match="--engine torch"):
+        network(Engine(runs=False))(image(1))
+
+
+def test_kernels_that_were_compiled_are_kept_beside_the_engine(tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels"
+    first = RtxEngine()
+    network(first, kernels=kernels)(image(1))
+    assert kernels.read_bytes() == b"kernels"
+    assert first.options.dynamic_shapes_kernel_specialization_strategy is Strategy.EAGER
+    kernels.write_bytes(b"kept")
+    second = RtxEngine()
+    network(second, kernels=kernels)(image(1))
+    assert second.options.cache is not None
+    assert second.options.cache.content == b"kept"

@@ -1,0 +1,191 @@
+"""Networks that are replaced while they run."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from toonstream.engines.background import SwitchableEngine
+from toonstream.engines.engine import NetworkSource, TensorSpec
+from toonstream.engines.onnxruntime import OnnxRuntimeEngine
+from toonstream.engines.openvino import OpenVinoEngine
+from toonstream.engines.weights import read_weights, replace_weights
+from toonstream.errors import EngineError
+from toonstream.export.checkpoints import open_model, shipped_model
+
+SPEC = TensorSpec(name="x", dtype=torch.float32, shape=("n",))
+
+
+@dataclass(kw_only=True)
+class Constant:
+    """A network that gives its value, and counts its calls."""
+
+    value: float
+    calls: int = 0
+    inputs: tuple[TensorSpec, ...] = (SPEC,)
+    outputs: tuple[TensorSpec, ...] = (SPEC,)
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"x": torch.full_like(tensors["x"], self.value)}
+
+
+@dataclass(kw_only=True)
+class Constants:
+    """An engine of them; loading waits for `allowed`, and fails where `fails` says so."""
+
+    name: str
+    value: float
+    fails: str = ""
+    allowed: threading.Event = field(default_factory=threading.Event)
+    made: dict[str, Constant] = field(default_factory=dict)
+
+    def load(self, source: NetworkSource) -> Constant:
+        self.allowed.wait()
+        if source.name == self.fails:
+            raise EngineError("no such luck")
+        self.made[source.name] = Constant(value=self.value)
+        return self.made[source.name]
+
+
+def source(name: str) -> NetworkSource:
+    return NetworkSource(name=name, onnx=None, build=torch.nn.Identity)
+
+
+def constants(name: str, value: float, **more: str) -> Constants:
+    made = Constants(name=name, value=value, **more)
+    made.allowed.set()
+    return made
+
+
+def value(network: object) -> float:
+    return float(network({"x": torch.zeros(2)})["x"][0])  # type: ignore[operator]
+
+
+def test_the_old_network_serves_until_the_new_ones_are_ready_and_fades() -> None:
+    engine = SwitchableEngine(constants("old", 0.0), blended_windows=3)
+    one, two = engine.load(source("one")), engine.load(source("two"))
+    assert (value(one), value(two)) == (0.0, 0.0)
+    new = Constants(name="new", value=4.0)
+    engine.replace(engine=new)
+    for _ in range(3):  # nothing is ready
+        engine.boundary()
+        assert (value(one), value(two)) == (0.0, 0.0)
+    new.allowed.set()
+    engine.settle()
+    assert (value(one), value(two)) == (0.0, 0.0)  # between boundaries nothing changes
+    seen = []
+    for _ in range(6):
+        engine.boundary()
+        seen.append((value(one), value(two)))
+    assert seen == [(share, share) for share in (1.0, 2.0, 3.0, 4.0, 4.0, 4.0)]
+    assert engine.name == "new"
+    assert new.made["one"].calls == 1 + 6  # once to warm up, the rest since it began to take over
+    engine.boundary()
+
+
+def test_without_blending_it_switches_at_once() -> None:
+    engine = SwitchableEngine(constants("old", 0.0), blended_windows=0)
+    network = engine.load(source("one"))
+    engine.replace(engine=constants("new", 1.0))
+    engine.settle()
+    assert value(network) == 0.0
+    engine.boundary()
+    assert value(network) == 1.0
+
+
+def test_the_old_network_does_not_run_once_it_is_replaced() -> None:
+    old = constants("old", 0.0)
+    engine = SwitchableEngine(old, blended_windows=1)
+    network = engine.load(source("one"))
+    engine.replace(engine=constants("new", 1.0))
+    engine.settle()
+    engine.boundary()
+    assert value(network) == 0.5
+    engine.boundary()
+    calls = old.made["one"].calls
+    assert value(network) == 1.0
+    assert old.made["one"].calls == calls
+
+
+def test_what_fails_leaves_what_serves_and_is_said() -> None:
+    said: list[str] = []
+    engine = SwitchableEngine(constants("old", 0.0), blended_windows=0, say=said.append)
+    one, two = engine.load(source("one")), engine.load(source("two"))
+    engine.replace(engine=constants("bad", 9.0, fails="two"))
+    engine.settle()
+    engine.boundary()
+    assert (value(one), value(two)) == (0.0, 0.0)
+    assert said == ["the old networks go on: no such luck"]
+    engine.replace(engine=constants("good", 1.0))  # and the next one has its chance
+    engine.settle()
+    engine.boundary()
+    assert (value(one), value(two)) == (1.0, 1.0)
+    assert said[-1] == "good takes over"
+
+
+def test_replacements_take_over_one_after_the_other() -> None:
+    engine = SwitchableEngine(constants("old", 0.0), blended_windows=1)
+    network = engine.load(source("one"))
+    engine.replace(engine=constants("second", 2.0))
+    engine.replace(engine=constants("third", 4.0))
+    engine.settle()
+    seen = []
+    for _ in range(5):
+        engine.boundary()
+        seen.append(value(network))
+    assert seen == [1.0, 2.0, 3.0, 4.0, 4.0]
+
+
+def test_a_successor_is_prepared_from_the_first_boundary_on() -> None:
+    new = constants("new", 1.0)
+    engine = SwitchableEngine(constants("old", 0.0), successor=new, blended_windows=0)
+    network = engine.load(source("one"))
+    assert not new.made
+    engine.boundary()
+    engine.settle()
+    engine.boundary()
+    assert value(network) == 1.0
+    engine.close()
+
+
+def test_a_network_that_is_not_running_cannot_be_replaced() -> None:
+    engine = SwitchableEngine(constants("old", 0.0))
+    engine.load(source("one"))
+    with pytest.raises(EngineError, match="no network two is running"):
+        engine.replace(sources={"two": source("two")})
+
+
+def test_openvino_takes_over_from_onnx_runtime_and_styles_change_while_it_runs() -> None:
+    model = open_model(shipped_model())
+    decoder = model.sources["vae_decoder"]
+    weights = read_weights(decoder)
+    latents = {"latents": torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(0))}
+    engine = SwitchableEngine(OnnxRuntimeEngine(), blended_windows=1)
+    network = engine.load(decoder)
+
+    def after_boundaries(count: int) -> Tensor:
+        engine.settle()
+        for _ in range(count):
+            engine.boundary()
+        return network(latents)["image"]
+
+    first = network(latents)["image"]
+    precise = OpenVinoEngine(precision="float32")
+    engine.replace(engine=precise)
+    blended = after_boundaries(1)
+    taken = after_boundaries(1)
+    assert torch.equal(taken, precise.load(decoder)(latents)["image"])
+    torch.testing.assert_close(taken, first, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(blended, (first + taken) / 2)
+
+    style = replace_weights(decoder, {name: value * 0.9 for name, value in weights.items()})
+    engine.replace(sources={"vae_decoder": style})
+    other = after_boundaries(2)
+    assert (other - taken).abs().max() > 0.01
+    engine.replace(sources={"vae_decoder": decoder})
+    assert torch.equal(after_boundaries(2), taken)  # A → B → A, bit for bit
+    engine.close()
