@@ -12,6 +12,8 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import av
+import cv2
+import numpy as np
 from av.audio.stream import AudioStream
 from av.codec.context import CodecContext, ThreadType
 from av.container import InputContainer
@@ -32,6 +34,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from toonstream.errors import InputError
 from toonstream.stream.frame import Frame
@@ -44,6 +47,7 @@ __all__ = ["LiveSource", "Opening", "Picture", "SourceFormat", "SourceGone", "So
 
 _FALLBACK_RATE = Fraction(25)  # frames a second
 _RATES = (Fraction(1), Fraction(120))
+_NEARLY_SQUARE = Fraction(1, 50)
 _THREADS = 2
 _STORED = ("hls", "dash", "mov", "matroska", "avi", "gif")  # formats that come as fast as they are read
 _LATE = 1.0  # seconds behind its own times from which a paced source takes a new start
@@ -275,16 +279,17 @@ class LiveSource:
         reader: PictureReader | None = None
         size = (0, 0)
         unit = picture.time_base or TICK
-        for packet in container.demux(*([picture] if sound is None else [picture, sound])):
+        aspect = picture.sample_aspect_ratio or Fraction(1)
+        for packet in _packets(container, [picture] if sound is None else [picture, sound]):
             if self._stop.is_set():
                 return
-            if sound is not None and packet.stream_index == sound.index:
+            if packet is not None and sound is not None and packet.stream_index == sound.index:
                 heard = self._sound(cast("Packet[AudioStream]", packet), format_, timeline, pace)
                 if heard is not None:
                     yield heard
                 continue
             try:
-                frames = decoder.decode(cast("Packet[VideoStream]", packet) if packet.size else None)
+                frames = decoder.decode(cast("Packet[VideoStream] | None", packet))
             except FFmpegEOFError:
                 continue
             except FFmpegError:
@@ -307,7 +312,7 @@ class LiveSource:
                         index=self._counts["pictures"] - 1,
                         pts=round(time / TICK),
                         time_base=TICK,
-                        image=reader.read(frame),
+                        image=_squared(reader.read(frame), reader.upright_aspect(aspect)),
                         duration=round(frame.duration * unit / TICK) or None,
                     ),
                     captured_at=captured,
@@ -393,6 +398,20 @@ class _Pace:
         return due
 
 
+def _packets(container: InputContainer, streams: "list[Stream]") -> "Iterator[Packet[Stream] | None]":
+    """Give the packets that are not empty, and at the end, whatever it is, None, which drains the decoder."""
+    failure: FFmpegError | None = None
+    try:
+        for packet in container.demux(*streams):
+            if packet.size:
+                yield packet
+    except FFmpegError as error:
+        failure = error
+    yield None
+    if failure is not None:
+        raise failure
+
+
 def _describe(stream: VideoStream, sound: SoundFormat | None) -> SourceFormat:
     context = stream.codec_context
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -403,6 +422,15 @@ def _describe(stream: VideoStream, sound: SoundFormat | None) -> SourceFormat:
         rate=rate if _RATES[0] <= rate <= _RATES[1] else _FALLBACK_RATE,
         sound=sound,
     )
+
+
+def _squared(image: NDArray[np.uint8], aspect: Fraction) -> NDArray[np.uint8]:
+    """Make the pixels of a picture square, if they were `aspect` times as wide as high."""
+    height, width = image.shape[:2]
+    if abs(aspect - 1) <= _NEARLY_SQUARE:
+        return image
+    size = max(1, round(width * aspect)), height
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def _context(stream: Stream) -> CodecContext | None:

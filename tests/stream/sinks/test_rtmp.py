@@ -99,7 +99,7 @@ def test_shorter_headers_repeat_what_was_said_before():
     ids=["goes on where nothing began", "a message of 16 MB", "chunks of no size"],
 )
 def test_nonsense_is_left(wire):
-    with pytest.raises(ValueError, match="chunk|message"):
+    with pytest.raises(ValueError, match=r"chunk|message"):
         list(ChunkReader().feed(wire))
 
 

@@ -1,0 +1,77 @@
+"""Cameras and screens are found by what people call them; of one that is not there, it is told which are."""
+
+import pytest
+
+from toonstream.errors import InputError
+from toonstream.stream.sources.device import Camera, list_cameras, platform, screen, webcam
+from toonstream.stream.sources.open import open_source
+
+LINUX, MAC, WINDOWS = platform("linux"), platform("darwin"), platform("win32")
+CAMERAS = (
+    Camera(name="/dev/video0", description="Integrated Camera"),
+    Camera(name="/dev/video2", description="USB Capture HDMI"),
+)
+
+
+def found(wanted, system=LINUX, cameras=CAMERAS):
+    return webcam(wanted, system=system, cameras=lambda _: cameras)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "url"),
+    [
+        ("", "/dev/video0"),
+        ("0", "/dev/video0"),
+        ("1", "/dev/video2"),
+        ("2", "/dev/video2"),
+        ("/dev/video2", "/dev/video2"),
+        ("usb capture", "/dev/video2"),
+    ],
+)
+def test_a_camera_by_number_name_or_description(wanted, url):
+    assert (found(wanted).url, found(wanted).format) == (url, "v4l2")
+
+
+@pytest.mark.parametrize("wanted", ["7", "/dev/video9", "film"])
+def test_a_camera_that_does_not_exist_and_which_ones_do(wanted):
+    with pytest.raises(InputError, match=r"take one of 0 \(Integrated Camera\), 1 \(USB Capture HDMI\)"):
+        found(wanted)
+
+
+def test_no_camera_at_all():
+    with pytest.raises(InputError, match="no camera is found: plug one in"):
+        found("0", cameras=())
+
+
+def test_other_systems():
+    names = (Camera(name="0", description="FaceTime HD Camera"), Camera(name="HD Pro", description="HD Pro"))
+    assert (found("facetime", MAC, names).url, found("", MAC, names).format) == ("0:none", "avfoundation")
+    assert (found("hd pro", WINDOWS, names).url, found("1", WINDOWS, names).format) == (
+        "video=HD Pro",
+        "dshow",
+    )
+    with pytest.raises(InputError, match="cameras and screens of amiga are not known"):
+        platform("amiga")
+
+
+def test_this_machine_is_asked_without_complaint():
+    for system in (LINUX, MAC, WINDOWS):  # FFmpeg knows one of them
+        assert isinstance(list_cameras(system), tuple)
+
+
+def test_the_usual_screen_and_a_named_one():
+    assert screen("", system=LINUX, environment={"DISPLAY": ":7"}).url == ":7"
+    assert screen(":1.0", system=LINUX, environment={}).url == ":1.0"
+    assert screen("", system=WINDOWS, environment={}).url == "desktop"
+
+
+def test_no_screen():
+    with pytest.raises(InputError, match="no screen is found: set DISPLAY"):
+        screen("", system=LINUX, environment={})
+
+
+def test_addresses_of_devices(monkeypatch):
+    monkeypatch.setattr("toonstream.stream.sources.device.sys.platform", "linux")
+    monkeypatch.setenv("DISPLAY", ":3")
+    assert open_source("screen:").url == ":3"
+    assert open_source("screen::9").url == ":9"
