@@ -37,6 +37,7 @@ _PARSE_ERRORS = (
     TypeError,
     AttributeError,
     AssertionError,
+    RuntimeError,  # a StopIteration that has left a coroutine
     InternalError,
     InvalidAccessError,
     InvalidStateError,

@@ -228,6 +228,10 @@ class Session:
             "core": dict(self._live.statistics()) if self._live is not None else {},
         }
 
+    def lane(self, codec: str) -> Lane[Picture]:
+        """What encodes this session's toon with a codec."""
+        return self._pictures[codec]
+
     def core_drops(self) -> dict[tuple[str, str], int]:
         """(place, reason) → frames that the live core has left out."""
         dropped = self._live.statistics().get("dropped", {}) if self._live is not None else {}

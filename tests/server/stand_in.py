@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -21,9 +21,7 @@ from toonstream.server.live import Catalogue, Change, Deliver, Ended
 from toonstream.server.settings import ServerSettings
 from toonstream.stream.frame import Frame
 
-CATALOGUE = Catalogue(
-    model="inverter", prompt="", styles=("ink", "flat"), steps=1, window=4, latency=0.4
-)
+CATALOGUE = Catalogue(model="inverter", prompt="", styles=("ink", "flat"), steps=1, window=4, latency=0.4)
 SDP = {"Content-Type": "application/sdp"}
 
 
@@ -66,9 +64,12 @@ class Running:
     http: aiohttp.ClientSession
     url: str
 
+    def load(self) -> None:
+        self.server.loaded(CATALOGUE)
+
 
 @asynccontextmanager
-async def running(settings: ServerSettings | None = None, **client: Any) -> AsyncIterator[Running]:
+async def running(settings: ServerSettings | None = None, *, loaded: bool = True) -> AsyncIterator[Running]:
     cores: list[Inverter] = []
 
     def open_live(change: Change, deliver: Deliver, ended: Ended) -> Inverter:
@@ -76,9 +77,9 @@ async def running(settings: ServerSettings | None = None, **client: Any) -> Asyn
         return cores[-1]
 
     settings = settings or ServerSettings(port=0, latency=0.1)
-    async with Server(settings, open_live, CATALOGUE) as server:
+    async with Server(settings, open_live, CATALOGUE if loaded else None) as server:
         url = f"http://127.0.0.1:{server.port}"
-        async with aiohttp.ClientSession(url, **client) as http:
+        async with aiohttp.ClientSession(url) as http:
             yield Running(server, cores, http, url)
     # aiortc's decoder threads say goodbye through the loop
     await asyncio.sleep(0)
@@ -89,7 +90,9 @@ class Camera(MediaStreamTrack):
 
     kind = "video"
 
-    def __init__(self, colour: tuple[int, int, int] = (240, 30, 30), size: tuple[int, int] = (128, 96)) -> None:
+    def __init__(
+        self, colour: tuple[int, int, int] = (240, 30, 30), size: tuple[int, int] = (128, 96)
+    ) -> None:
         super().__init__()
         self.colour, self.size = colour, size
         self._index = 0
@@ -159,7 +162,9 @@ class Client:
 
 
 def links_of(response: aiohttp.ClientResponse) -> dict[str, str]:
-    links = (re.fullmatch(r'<([^>]+)>; rel="([^"]+)".*', link) for link in response.headers.getall("Link", []))
+    links = (
+        re.fullmatch(r'<([^>]+)>; rel="([^"]+)".*', link) for link in response.headers.getall("Link", [])
+    )
     return {link[2]: link[1] for link in links if link}
 
 
@@ -169,7 +174,7 @@ async def connect(
     *tracks: MediaStreamTrack,
     codec: str | None = None,
     listen: bool = True,
-    headers: Mapping[str, str] = {},  # noqa: B006 never changed
+    headers: Mapping[str, str] = {},
     expect: int = 201,
 ) -> Client:
     """Publish `tracks` by WHIP, or watch by WHEP where there are none."""
@@ -201,13 +206,15 @@ async def connect(
 def only(codec: str, sdp: str) -> str:
     """Leave one video codec in an offer."""
     wanted = re.findall(rf"a=rtpmap:(\d+) {codec}/", sdp, re.IGNORECASE)
+    offered = re.search(r"^m=video \S+ \S+ ([\d ]+)", sdp, re.MULTILINE)
+    assert offered
+    others = "|".join(number for number in offered[1].split() if number not in wanted)
 
     def strip(match: re.Match[str]) -> str:
         return f"{match[1]} {' '.join(wanted)}"
 
     sdp = re.sub(r"^(m=video \S+ \S+) [\d ]+", strip, sdp, flags=re.MULTILINE)
-    unwanted = rf"^a=(?:rtpmap|fmtp|rtcp-fb):(?!(?:{'|'.join(wanted)}) )\d+ .*(?:90000|apt=|pli|nack|remb|level).*\r?\n"
-    return re.sub(unwanted, "", sdp, flags=re.MULTILINE)
+    return re.sub(rf"^a=(?:rtpmap|fmtp|rtcp-fb):(?:{others}) .*\r?\n", "", sdp, flags=re.MULTILINE)
 
 
 def is_like(colour: tuple[int, int, int]) -> Callable[[np.ndarray], bool]:
@@ -216,30 +223,74 @@ def is_like(colour: tuple[int, int, int]) -> Callable[[np.ndarray], bool]:
 
 @dataclass
 class Watchdog:
-    """CPU seconds of event-loop callbacks that took long, by what they were."""
+    """CPU seconds of the event loop's callbacks that took long, by what they were."""
 
     slow: list[tuple[float, str]]
 
 
 @contextmanager
-def watchdog(limit: float = 0.010):  # type: ignore[no-untyped-def]
-    """Measure every callback of asyncio's own loop by the CPU time of its thread."""
+def watchdog(limit: float = 0.010) -> Iterator[Watchdog]:
+    """Measure every step of every task, and every other callback, by the CPU time of the loop's thread.
+
+    CPU time, since on a busy machine wall time measures the others. What tests do themselves on the same
+    loop, being the camera and the screen, does not count.
+    """
     found = Watchdog([])
-    run = asyncio.Handle._run
-    main = threading.get_ident()
+    loop, run, main = asyncio.get_running_loop(), asyncio.Handle._run, threading.get_ident()
+
+    def note(seconds: float, what: Callable[[], str]) -> None:
+        if seconds > limit and __file__ not in what():
+            found.slow.append((seconds, what()))
+
+    class Measured(Coroutine[Any, Any, Any]):
+        """A coroutine whose steps are measured."""
+
+        def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+            self.work = work
+
+        def __await__(self) -> Iterator[Any]:
+            return self.work.__await__()
+
+        def send(self, value: Any) -> Any:
+            begin, before = time.thread_time(), _where(self.work)
+            try:
+                return self.work.send(value)
+            finally:
+                note(time.thread_time() - begin, lambda: f"{before} => {_where(self.work)}")
+
+        def throw(self, *error: Any) -> Any:
+            return self.work.throw(*error)
+
+        def close(self) -> None:
+            self.work.close()
 
     def measured(handle: asyncio.Handle) -> None:
         begin = time.thread_time()
         run(handle)
-        seconds = time.thread_time() - begin
-        if seconds > limit and threading.get_ident() == main:
-            found.slow.append((seconds, repr(handle)))
+        seconds, back = time.thread_time() - begin, handle._callback
+        steps = isinstance(getattr(back, "__self__", None), asyncio.Task)
+        steps = steps or type(back).__name__ == "TaskStepMethWrapper"
+        if (
+            not steps and threading.get_ident() == main
+        ):  # no repr: half-made responses of aiohttp do not bear it
+            note(seconds, lambda: getattr(back, "__qualname__", "") or type(back).__name__)
 
+    loop.set_task_factory(lambda loop, work, **more: asyncio.Task(Measured(work), loop=loop, **more))
     asyncio.Handle._run = measured  # type: ignore[method-assign]
     try:
         yield found
     finally:
         asyncio.Handle._run = run  # type: ignore[method-assign]
+        loop.set_task_factory(None)
+
+
+def _where(coroutine: Any) -> str:
+    """The files and lines where a coroutine waits, outermost first."""
+    places = []
+    while getattr(coroutine, "cr_frame", None) is not None:
+        places.append(f"{coroutine.cr_code.co_filename}:{coroutine.cr_frame.f_lineno} {coroutine.__name__}")
+        coroutine = coroutine.cr_await
+    return " > ".join(places) or type(coroutine).__name__
 
 
 async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

@@ -1,0 +1,32 @@
+"""What clients may ask for."""
+
+import pytest
+
+from toonstream.errors import SettingError
+from toonstream.server.live import Change, parse_change
+
+
+def test_what_is_known_is_taken() -> None:
+    values = {"prompt": "rain", "style": "", "steps": 2, "window": None, "latency": 1}
+    assert parse_change(values) == Change(prompt="rain", style="", steps=2, latency=1)
+    assert parse_change({}) == Change()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        [],
+        {"source": "http://192.168.0.1/"},
+        {"steps": "2"},
+        {"steps": True},
+        {"steps": 1.5},
+        {"prompt": 3},
+        {"prompt": "x" * 3000},
+        {"latency": "400ms"},
+    ],
+    ids=str,
+)
+def test_everything_else_is_refused(values: object) -> None:
+    with pytest.raises(SettingError):
+        parse_change(values)

@@ -1,0 +1,234 @@
+"""Pictures and sound through the server, over real peer connections on this machine."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from stand_in import Camera, Client, Microphone, Running, connect, is_like, running, until, watchdog
+
+from toonstream.server.settings import Limits, ServerSettings
+
+RED, CYAN = (240, 30, 30), (15, 225, 225)
+GREEN, MAGENTA = (30, 200, 30), (225, 55, 225)
+BLUE = (0, 0, 255)
+WHEP = "urn:toonstream:whep"
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Running]:
+    async with running(ServerSettings(port=0, latency=0.1, max_sessions=3)) as service:
+        yield service
+
+
+async def statistics(service: Running, client: Client) -> dict[str, object]:
+    response = await service.http.get(client.links["urn:toonstream:statistics"])
+    figures: dict[str, object] = await response.json()
+    return figures
+
+
+@pytest.mark.parametrize("codec", ["vp8", "h264"])
+async def test_the_toon_comes_back_and_others_watch_it(codec: str) -> None:
+    async with running(ServerSettings(port=0, latency=0.1, codec=codec)) as service:  # type: ignore[arg-type]
+        publisher = await connect(service.http, "/whip", Camera(RED), Microphone())
+        await publisher.picture(is_like(CYAN))
+        assert (await statistics(service, publisher))["codec"] == codec
+        watcher = await connect(service.http, publisher.links[WHEP])
+        await watcher.picture(is_like(CYAN))
+        heard = [await watcher.tracks["audio"].recv() for _ in range(20)]
+        assert max(np.abs(frame.to_ndarray()).max() for frame in heard) > 2_000
+        for client in (watcher, publisher):
+            await client.close()
+
+
+@pytest.mark.parametrize("codec", ["vp8", "h264"])
+async def test_a_client_with_one_codec_gets_that_one(service: Running, codec: str) -> None:
+    publisher = await connect(service.http, "/whip", Camera(RED), listen=False, codec="vp8")
+    watcher = await connect(service.http, publisher.links[WHEP], codec=codec)
+    assert set(re.findall(r"(vp8|h264)/90000", watcher.answer.lower())) == {codec}
+    await watcher.picture(is_like(CYAN))
+    for client in (watcher, publisher):
+        await client.close()
+
+
+async def test_sessions_never_mix(service: Running) -> None:
+    colours = {RED: CYAN, GREEN: MAGENTA}
+    clients = {colour: await connect(service.http, "/whip", Camera(colour)) for colour in colours}
+    watchers = {colour: await connect(service.http, client.links[WHEP]) for colour, client in clients.items()}
+    for colour, inverse in colours.items():
+        for client in (clients[colour], watchers[colour]):
+            await client.picture()
+            for _ in range(10):
+                assert is_like(inverse)(await client.picture())
+    await service.http.patch(clients[RED].links["urn:toonstream:settings"], json={"style": "flat"})
+    await watchers[RED].picture(is_like(BLUE))
+    assert is_like(MAGENTA)(await watchers[GREEN].picture())
+    for client in (*clients.values(), *watchers.values()):
+        await client.close()
+
+
+async def test_a_source_that_changes_size_goes_on(service: Running) -> None:
+    camera = Camera(RED, (128, 96))
+    publisher = await connect(service.http, "/whip", camera)
+    assert (await publisher.picture()).shape == (96, 128, 3)
+    camera.size = (96, 160)
+    image = await publisher.picture(lambda image: image.shape == (160, 96, 3))
+    assert is_like(CYAN)(image)
+    await publisher.close()
+
+
+async def ended(service: Running, client: Client) -> str:
+    await until(lambda: not service.server.registry.sessions)
+    response = await service.http.get(client.links["urn:toonstream:statistics"])
+    assert response.status == 410
+    detail: str = (await response.json(content_type=None))["detail"]
+    return detail
+
+
+async def test_pictures_that_are_too_large_end_their_session_only() -> None:
+    limits = Limits(frame_side=200)
+    async with running(ServerSettings(port=0, latency=0.1, limits=limits)) as service:
+        camera = Camera(RED)
+        client = await connect(service.http, "/whip", camera)
+        await client.picture()
+        camera.size = (256, 96)
+        assert (
+            await ended(service, client) == "pictures of 256x96 are too large: send at most 200 pixels a side"
+        )
+        await client.close()
+
+
+class Black(Camera):
+    """A camera that never has a picture."""
+
+    async def recv(self):  # type: ignore[no-untyped-def]
+        await asyncio.Event().wait()
+
+
+async def test_a_camera_without_a_picture_ends_its_session() -> None:
+    async with running(ServerSettings(port=0, limits=Limits(silence_seconds=0.7))) as service:
+        client = await connect(service.http, "/whip", Black())
+        assert await ended(service, client) == "no picture came for 0.7 s"
+        await client.close()
+
+
+async def test_whoever_never_connects_loses_the_place() -> None:
+    async with running(ServerSettings(port=0, limits=Limits(connect_seconds=0.2))) as service:
+        client = await connect(service.http, "/whip", Camera())
+        await client.close()
+        assert await ended(service, client)
+
+
+async def test_a_publisher_that_leaves_ends_the_session_for_its_watchers(service: Running) -> None:
+    publisher = await connect(service.http, "/whip", Camera(RED))
+    await publisher.picture()
+    watcher = await connect(service.http, publisher.links[WHEP])
+    await watcher.picture()
+    await publisher.close()
+    assert await ended(service, publisher) in ("the publisher went away", "the peer went away")
+    await until(lambda: watcher.connection.connectionState in ("closed", "failed"))
+    assert service.cores[0].closed
+    await watcher.close()
+
+
+async def test_a_core_that_fails_ends_its_session_with_the_reason(service: Running) -> None:
+    publisher = await connect(service.http, "/whip", Camera(RED))
+    await publisher.picture()
+    await asyncio.to_thread(service.cores[0].ended, "the network has melted")
+    assert await ended(service, publisher) == "the network has melted"
+    await publisher.close()
+
+
+async def test_sound_is_delayed_as_the_picture_is() -> None:
+    async with running(ServerSettings(port=0, latency=0.1)) as service:
+        publisher = await connect(service.http, "/whip", Camera(RED), Microphone())
+        await publisher.picture()
+        (session,) = service.server.registry.sessions
+        loop = asyncio.get_running_loop()
+        seen: dict[str, list[tuple[float, float]]] = {"video": [], "audio": []}
+
+        async def read(kind: str, count: int) -> None:
+            for _ in range(count):
+                frame = await publisher.tracks[kind].recv()
+                seen[kind].append((loop.time(), float(frame.pts * frame.time_base)))
+
+        await asyncio.gather(read("video", 30), read("audio", 50))
+        assert session.statistics()["latency_ms"]
+        for times in seen.values():  # both keep their own pace
+            (first, _), (last, _) = times[0], times[-1]
+            assert abs((last - first) - (times[-1][1] - times[0][1])) < 0.5
+        await publisher.close()
+
+
+async def test_fifteen_watchers_come_and_go_and_one_encoder_serves_them() -> None:
+    async with running(ServerSettings(port=0, latency=0.1, limits=Limits(offers_per_minute=1e4))) as service:
+        publisher = await connect(service.http, "/whip", Camera(RED), listen=False)
+        link = publisher.links[WHEP]
+
+        async def visit() -> None:
+            watcher = await connect(service.http, link, codec="vp8")
+            await watcher.picture(is_like(CYAN))
+            response = await service.http.delete(watcher.location)
+            assert response.status == 200
+            await watcher.close()
+
+        staying = await connect(service.http, link, codec="vp8")
+        await staying.picture()
+        (session,) = service.server.registry.sessions
+        lane = session.lane("vp8")
+        before, offered = lane.encoded, service.cores[0].offered
+        for _ in range(3):
+            await asyncio.gather(*(visit() for _ in range(5)))
+        assert lane.encoded - before <= service.cores[0].offered - offered + 5
+        await staying.picture()
+        assert lane.watchers == 1
+        assert len(session.watchers) == 1
+        for client in (staying, publisher):
+            await client.close()
+
+
+async def test_the_watchdog_finds_whoever_holds_the_loop() -> None:
+    def hold() -> None:
+        begin = time.thread_time()
+        while time.thread_time() - begin < 0.012:
+            pass
+
+    async def hold_later() -> None:
+        await asyncio.sleep(0)
+        hold()
+
+    with watchdog() as found:
+        asyncio.get_running_loop().call_soon(hold)
+        await asyncio.create_task(hold_later())
+    assert len(found.slow) == 2
+    assert "hold" in found.slow[0][1]
+    assert "test_media.py" in found.slow[1][1]
+
+
+async def test_no_callback_holds_the_loop() -> None:
+    with watchdog() as found:
+        async with running(ServerSettings(port=0, latency=0.1)) as service:
+            publisher = await connect(service.http, "/whip", Camera(RED, (640, 480)), Microphone())
+            watcher = await connect(service.http, publisher.links[WHEP])
+            for _ in range(45):
+                await publisher.picture()
+            await service.http.patch(publisher.links["urn:toonstream:settings"], json={"style": "flat"})
+            await service.http.get("/metrics")
+            await watcher.picture(is_like(BLUE))
+            for client in (watcher, publisher):
+                await client.close()
+    assert found.slow == []
+
+
+async def test_the_end_of_the_server_is_the_end_of_all_peers_in_time() -> None:
+    async with running(ServerSettings(port=0, latency=0.1, grace=3.0)) as service:
+        publisher = await connect(service.http, "/whip", Camera(RED), Microphone())
+        watcher = await connect(service.http, publisher.links[WHEP])
+        await watcher.picture()
+    assert service.cores[0].finished
+    assert service.cores[0].closed
+    for client in (publisher, watcher):
+        await until(lambda client=client: client.connection.connectionState in ("closed", "failed"))  # type: ignore[misc]
+        await client.close()
