@@ -1,6 +1,6 @@
 """Which files a preset is made of: found, or named in one error. Nothing large is read here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from toonstream.engines.store import cache_folder
@@ -10,10 +10,7 @@ from toonstream.export.parts.part import Part
 from toonstream.export.parts.weights import PICKLED
 from toonstream.export.presets import Preset
 
-__all__ = ["TOKENIZER", "Plan", "make_plan"]
-
-# Where a single-file checkpoint's tokenizer comes from: CLIP's own, which all of Stable Diffusion 1.5 shares.
-TOKENIZER = Part(source="openai/clip-vit-large-patch14", licence="MIT", bytes=2_200_000)
+__all__ = ["Plan", "files_here", "make_plan"]
 
 _NETWORK = tuple(
     f"diffusion_pytorch_model{variant}.{suffix}"
@@ -25,6 +22,7 @@ _LORA = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _EMBEDDING = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 Say = Callable[[str], None]
+_Wanted = Mapping[str, tuple[Part, Sequence[str]]]  # role → where, and under which names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,44 +49,33 @@ def make_plan(preset: Preset, locator: Locator, *, say: Say = lambda line: None)
     Raises:
         ModelError: files are missing (all of them are named), or pickled and not allowed.
     """
-    finder = _Finder(locator)
-    finder.base(preset)
-    if preset.motion is not None:
-        finder.network("motion", preset.motion)
-    if preset.vae is not None:
-        finder.network("vae", preset.vae)
-    for name, part in preset.controlnets.items():
-        finder.network(f"controlnet_{name}", part)
-
-    def kept(kind: str, parts: Mapping[str, Part], names: tuple[str, ...]) -> dict[str, Part]:
-        found = {}
-        for name, part in parts.items():
-            if finder.file(f"{kind}_{name}", part, *([part.file] if part.file else names)):
-                found[name] = part
-            elif part.optional:
-                say(
-                    f"{preset.name} goes without {kind} {name}: it is not here, or is pickled and not allowed"
-                )
-        return found
-
-    preset = replace(
-        preset,
-        loras=kept("lora", preset.loras, _LORA),
-        embeddings=kept("embedding", preset.embeddings, _EMBEDDING),
-        annotators=kept("annotator", preset.annotators, _MODEL),
-    )
-    for name, part in preset.annotators.items():
-        if not part.file:
-            finder.file(f"annotator_{name}.config", part, "config.json")
+    files: dict[str, Located] = {}
+    gone = set()
+    for what, part in preset.parts().items():
+        found = _find(what, part, preset, locator)
+        files |= found
+        if part.optional and not found:
+            gone.add(what)
+            say(f"{preset.name} goes without {what}: it is not here, or is pickled and not allowed")
     if locator.missing:
         raise ModelError(_missing(preset, locator))
-    for found in finder.files.values():
-        if found.path.suffix in PICKLED and not found.allow_pickle:
+    for file in files.values():
+        if file.path.suffix in PICKLED and not file.allow_pickle:
             raise ModelError(
-                f"{found.path} is pickled, and no .safetensors lies beside it; where you trust it, set "
+                f"{file.path} is pickled, and no .safetensors lies beside it; where you trust it, set "
                 "allow_pickle = true in the preset or say --allow-pickle"
             )
-    return Plan(preset=preset, files=finder.files)
+    return Plan(preset=preset.without(gone), files=files)
+
+
+def files_here(preset: Preset) -> dict[str, tuple[Located, ...] | None]:
+    """Give the files of each part by what it is; None where some are not on this machine."""
+    here: dict[str, tuple[Located, ...] | None] = {}
+    for what, part in preset.parts().items():
+        locator = Locator(download=False, allow_pickle=True)
+        found = _find(what, replace(part, optional=False), preset, locator)
+        here[what] = None if locator.missing else tuple(found.values())
+    return here
 
 
 def _missing(preset: Preset, locator: Locator) -> str:
@@ -100,48 +87,58 @@ def _missing(preset: Preset, locator: Locator) -> str:
     )
 
 
-class _Finder:
-    """Finds the files of each kind of part, by role."""
+def _find(what: str, part: Part, preset: Preset, locator: Locator) -> dict[str, Located]:
+    """Find the files of one part by role; those of an optional part all, or none."""
+    wanted = _wanted(what, part, preset)
+    found = {}
+    for role, (source, names) in wanted.items():
+        file = locator.find(source, *names, required=not part.optional)
+        if file is not None and not (part.optional and file.path.suffix in PICKLED and not file.allow_pickle):
+            found[role] = file
+    if part.optional and found.keys() != wanted.keys():
+        return {}
+    if "tokenizer" in found and found["tokenizer"].path.name == "vocab.json":
+        below = wanted["tokenizer"][1][0].removesuffix("tokenizer.json")
+        if merges := locator.find(wanted["tokenizer"][0], f"{below}merges.txt"):
+            found["tokenizer.merges"] = merges
+    return found
 
-    def __init__(self, locator: Locator) -> None:
-        self.files: dict[str, Located] = {}
-        self._locator = locator
 
-    def file(self, role: str, part: Part, *names: str) -> bool:
-        found = self._locator.find(part, *names, required=not part.optional)
-        if found is None or (part.optional and found.path.suffix in PICKLED and not found.allow_pickle):
-            return False
-        self.files[role] = found
-        return True
+def _wanted(what: str, part: Part, preset: Preset) -> _Wanted:
+    """Say what files a part has."""
+    role = what.replace(" ", "_", 1)
+    match what.partition(" ")[0]:
+        case "base":
+            return _of_base(part, preset)
+        case "tokenizer":
+            return {role: (part, ("tokenizer.json", "vocab.json"))}
+        case "lora":
+            return {role: (part, (part.file,) if part.file else _LORA)}
+        case "embedding":
+            return {role: (part, (part.file,) if part.file else _EMBEDDING)}
+        case "annotator":
+            alone: _Wanted = {role: (part, (part.file,) if part.file else _MODEL)}
+            return alone if part.file else {**alone, f"{role}.config": (part, ("config.json",))}
+    return _of_network(role, part, "", _NETWORK)
 
-    def base(self, preset: Preset) -> None:
-        part = preset.base
-        assert part is not None
-        networks = ["text_encoder", "unet"] + (["vae"] if preset.vae is None else [])
-        for network in networks:
-            if part.file:
-                self.file(network, part, part.file)
-                self._config(network, part, f"{network}/config.json")
-            else:
-                names = _MODEL if network == "text_encoder" else _NETWORK
-                self.file(network, part, *(f"{network}/{name}" for name in names))
-                self.file(f"{network}.config", part, f"{network}/config.json")
-        if not part.file:
-            self.file("scheduler", part, "scheduler/scheduler_config.json")
-        tokenizer = preset.tokenizer or (TOKENIZER if part.file else part)
-        below = "tokenizer/" if tokenizer is part else ""
-        self.file("tokenizer", tokenizer, f"{below}tokenizer.json", f"{below}vocab.json")
-        if "tokenizer" in self.files and self.files["tokenizer"].path.name == "vocab.json":
-            self.file("tokenizer.merges", tokenizer, f"{below}merges.txt")
 
-    def network(self, role: str, part: Part) -> None:
-        if part.file:
-            self.file(role, part, part.file)
-            self._config(role, part, "config.json")
-        else:
-            self.file(role, part, *_NETWORK)
-            self.file(f"{role}.config", part, "config.json")
+def _of_network(role: str, part: Part, below: str, names: tuple[str, ...]) -> _Wanted:
+    config = (f"{below}config.json",)
+    if not part.file:
+        return {role: (part, tuple(below + name for name in names)), f"{role}.config": (part, config)}
+    alone: _Wanted = {role: (part, (part.file,))}
+    return {**alone, f"{role}.config": (Part(source=part.config), config)} if part.config else alone
 
-    def _config(self, role: str, part: Part, name: str) -> None:
-        if part.config:
-            self.file(f"{role}.config", Part(source=part.config), name)
+
+def _of_base(part: Part, preset: Preset) -> _Wanted:
+    wanted = {
+        **_of_network("text_encoder", part, "text_encoder/", _MODEL),
+        **_of_network("unet", part, "unet/", _NETWORK),
+    }
+    if preset.vae is None:
+        wanted |= _of_network("vae", part, "vae/", _NETWORK)
+    if not part.file:
+        wanted["scheduler"] = part, ("scheduler/scheduler_config.json",)
+        if preset.tokenizer is None:
+            wanted["tokenizer"] = part, ("tokenizer/tokenizer.json", "tokenizer/vocab.json")
+    return wanted

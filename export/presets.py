@@ -8,8 +8,8 @@ names another source forgets what was known of the old one, and `false` leaves a
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from toonstream.export.parts.weights import WEIGHT_SUFFIXES
 __all__ = ["Preset", "find_preset", "load_presets", "user_presets"]
 
 _SHIPPED = Path(__file__).with_name("presets.toml")
+_TOKENIZER = Part(source="openai/clip-vit-large-patch14", licence="MIT", bytes=2_200_000)
 _SINGLE = ("base", "motion", "vae", "tokenizer")
 _NAMED = ("controlnets", "loras", "embeddings", "annotators")
 _KEPT = {"weight", "optional"}  # of a part whose source is replaced
@@ -71,12 +72,32 @@ class Preset:
     defaults: Mapping[str, object] = field(default_factory=dict)
 
     def parts(self) -> dict[str, Part]:
-        """Give every part by what it is, such as `base`, `controlnet outline` or `lora lcm`."""
+        """Give every part by what it is, such as `base`, `controlnet outline` or `lora lcm`.
+
+        A single-file base has no tokenizer: it is given CLIP's.
+        """
         single = {name: getattr(self, name) for name in _SINGLE}
         parts = {name: part for name, part in single.items() if part is not None}
+        if self.base is not None and self.base.file:
+            parts.setdefault("tokenizer", _TOKENIZER)
         for kind in _NAMED:
             parts |= {f"{kind[:-1]} {name}": part for name, part in getattr(self, kind).items()}
         return parts
+
+    def without(self, parts: Container[str]) -> "Preset":
+        """Leave parts out that have a name of their own, given as in `parts`."""
+
+        def left(kind: str) -> dict[str, Part]:
+            named: Mapping[str, Part] = getattr(self, kind)
+            return {name: part for name, part in named.items() if f"{kind[:-1]} {name}" not in parts}
+
+        return replace(
+            self,
+            controlnets=left("controlnets"),
+            loras=left("loras"),
+            embeddings=left("embeddings"),
+            annotators=left("annotators"),
+        )
 
 
 def user_presets() -> Path | None:
@@ -179,7 +200,7 @@ def _part_table(value: object, folder: Path, where: str) -> _Table | None:
 
 
 def _absolute(path: str, folder: Path) -> Path:
-    return Path(os.path.normpath(folder.resolve() / Path(path).expanduser()))
+    return Path(os.path.abspath(folder / Path(path).expanduser()))  # noqa: PTH100 - resolve follows links
 
 
 def _require_known(table: Mapping[str, object], known: Iterable[str], where: str) -> None:
