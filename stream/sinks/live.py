@@ -245,6 +245,9 @@ class MuxSink:
         if self._writer is not None:
             self._writer.abort()
         with suppress(FFmpegError, OSError):
+            if self._writer is None and self._zero is not None:
+                self._container.mux(self._video.finish())
+        with suppress(FFmpegError, OSError):
             self._container.close()
         if self._writer is not None:
             self._writer.close()

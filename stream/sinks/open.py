@@ -91,6 +91,8 @@ def _streamed(name: str, recipe: Recipe, connect: Callable[[], Writer]) -> Desti
 def _hls(path: Path) -> Destination:
     playlist = path if path.suffix.lower() == ".m3u8" else path / _PLAYLIST
     folder = playlist.parent
+    if "%" in str(playlist):
+        raise OutputError(f"{playlist}: FFmpeg takes no % in the name of a playlist: choose another folder")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -102,7 +104,7 @@ def _hls(path: Path) -> Destination:
             "hls_list_size": str(_SEGMENTS),
             # What a stream left here before is gone on from, with a mark between.
             "hls_flags": "delete_segments+independent_segments+temp_file+append_list",
-            "hls_segment_filename": str(folder / playlist.stem).replace("%", "%%") + "-%05d.ts",
+            "hls_segment_filename": str(folder / f"{playlist.stem}-%05d.ts"),
         },
         copied=frozenset(("aac", "mp3", "ac3", "eac3")),
     )

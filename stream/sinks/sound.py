@@ -47,7 +47,8 @@ class SoundTrack:
         self, container: OutputContainer, format_: SoundFormat, *, copied: frozenset[str], encoder: str
     ) -> None:
         self.lost = 0
-        self.copies = format_.codec in copied
+        # AAC that says in every packet what it is does not fit where that is said once.
+        self.copies = format_.codec in copied and (format_.codec != "aac" or bool(format_.extradata))
         self._format = format_
         self._encoding: _Encoding | None = None
         self._latest: Fraction | None = None  # when the last packet began
@@ -56,6 +57,8 @@ class SoundTrack:
         self._again = _ENCODERS.get(format_.codec)  # what fits a track that began as a copy
         if self.copies:
             self._output = container.add_stream_from_template(format_.template)
+            if format_.extradata:
+                self._output.codec_context.extradata = format_.extradata
             self._rate = format_.rate
         else:
             self._output = cast(

@@ -190,7 +190,10 @@ class LiveSource:
             timeline.restart()
             self._arrival = ArrivalClock()
             stored = any(name in _STORED for name in container.format.name.split(","))
-            format_ = SoundFormat.of(sound) if sound is not None else None
+            format_ = None
+            if sound is not None:
+                with suppress(ValueError):  # a codec that no container here holds: there is no sound then
+                    format_ = SoundFormat.of(sound)
             opened(_describe(picture, format_))
             try:
                 pace = _Pace(self._clock, self._stop) if stored or self.opening.paced else None
@@ -344,7 +347,9 @@ class LiveSource:
         time = timeline.place(stamp * unit, self._clock(), ahead=self.opening.ahead)
         if pace is not None:
             pace.keep(time)
-        return Sound(data=bytes(packet), begin=time, length=(packet.duration or 0) * unit, format=format_)
+        return Sound(
+            data=format_.bare(bytes(packet)), begin=time, length=(packet.duration or 0) * unit, format=format_
+        )
 
     def _lost(self, error: FFmpegError) -> InputError:
         opening = self.opening
