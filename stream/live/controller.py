@@ -14,7 +14,7 @@ from toonstream.stream.live.costs import Costs, Shape
 from toonstream.stream.live.settings import Plan
 from toonstream.stream.window import Windows
 
-__all__ = ["Controller", "Decision", "Forecast", "forecast", "ladder"]
+__all__ = ["Controller", "Decision", "Forecast", "Forecaster", "ladder"]
 
 _EVERY = (1, 2, 3, 4, 6, 8, 12)  # of so many frames one is kept
 _SIZES = (1.0, 5 / 6, 2 / 3, 1 / 2)  # of the sides asked for
@@ -30,6 +30,7 @@ _MOST_EXCESS = 0.3  # of the promise: unforeseen latency that is believed
 _PERIOD = 1.0  # seconds over which the worst unforeseen latency is taken
 _LEARN = 0.4  # of the way to it
 _LOOK = 0.25  # seconds between two looks for a better plan
+_LOOK_AGAIN = 1.0  # the same where none kept the promise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,28 +61,55 @@ class Decision:
     kept: bool
 
 
-def forecast(plan: Plan, costs: Costs, *, fps: float) -> Forecast:
-    """What a plan would be like with `fps` frames captured a second."""
-    windows = Windows(length=plan.window, stride=plan.stride)
-    rate = fps / plan.every
-    sides = 1 if plan.guidance == 1.0 else 2
-    width, height = plan.size
-    before = after = window = 0.0
-    for stage in costs.stages:
-        if stage == "unet":
-            window += costs.seconds(stage, Shape(width, height, sides * plan.window))
-        elif stage.startswith("controlnet_"):
-            window += costs.seconds(stage, Shape(width, height, sides * plan.stride))
-        elif stage == "conditions" or stage.startswith("hint_"):
-            before += costs.seconds(stage, Shape(width, height))
-        else:
-            after += costs.seconds(stage, Shape(width, height))
-    burst = plan.steps * window
-    needed = burst + plan.stride * (before + after)
-    return Forecast(
-        latency=windows.lookahead(steps=plan.steps) / rate + before + burst + after,
-        load=needed * rate / plan.stride,
-    )
+class Forecaster:
+    """Says what plans would be like, by what is known now; made anew whenever that has changed.
+
+    Args:
+        costs: what runs take.
+        fps: frames captured a second.
+    """
+
+    def __init__(self, costs: Costs, *, fps: float) -> None:
+        self._costs = costs
+        self._fps = fps
+        self._lookaheads: dict[tuple[int, int, int], int] = {}
+        self._parts: dict[tuple[object, ...], tuple[float, float, float]] = {}
+
+    def lookahead(self, plan: Plan) -> float:
+        """Seconds of it: the least that a frame can wait."""
+        key = plan.window, plan.stride, plan.steps
+        if key not in self._lookaheads:
+            windows = Windows(length=plan.window, stride=plan.stride)
+            self._lookaheads[key] = windows.lookahead(steps=plan.steps)
+        return self._lookaheads[key] * plan.every / self._fps
+
+    def __call__(self, plan: Plan) -> Forecast:
+        """What a plan would be like."""
+        key = plan.size, plan.window, plan.stride, plan.guidance
+        if key not in self._parts:
+            self._parts[key] = self._measure(plan)
+        before, window, after = self._parts[key]
+        burst = plan.steps * window
+        needed = burst + plan.stride * (before + after)
+        return Forecast(
+            latency=self.lookahead(plan) + before + burst + after,
+            load=needed * self._fps / (plan.every * plan.stride),
+        )
+
+    def _measure(self, plan: Plan) -> tuple[float, float, float]:
+        """Seconds of a frame's way to the window, of a window at one step, and of a frame's way from it."""
+        sides = 1 if plan.guidance == 1.0 else 2
+        before = window = after = 0.0
+        for stage in self._costs.stages:
+            if stage == "unet":
+                window += self._costs.seconds(stage, Shape(*plan.size, sides * plan.window))
+            elif stage.startswith("controlnet_"):
+                window += self._costs.seconds(stage, Shape(*plan.size, sides * plan.stride))
+            elif stage == "conditions" or stage.startswith("hint_"):
+                before += self._costs.seconds(stage, Shape(*plan.size))
+            else:
+                after += self._costs.seconds(stage, Shape(*plan.size))
+        return before, window, after
 
 
 def ladder(wish: Plan, *, multiple: int = 1) -> Iterator[Plan]:
@@ -120,6 +148,7 @@ class Controller:
         self._plans = (replace(wish, every=1),) if promise is None else tuple(ladder(wish, multiple=multiple))
         self._places = {plan: place for place, plan in reversed(list(enumerate(self._plans)))}
         self._plan: Plan | None = None
+        self._kept = True
         self._wanting = 0
         self._fits_since: float | None = None
         self._improved_at = self._relaxed_at = self._looked_at = float("-inf")
@@ -137,7 +166,7 @@ class Controller:
         """
         if self._promise is None or self._plan is None:
             return
-        missed = seconds - forecast(self._plan, self._costs, fps=fps).latency
+        missed = seconds - Forecaster(self._costs, fps=fps)(self._plan).latency
         since, worst = self._worst or (now, 0.0)
         self._worst = since, max(worst, missed)
         if now - since >= _PERIOD:
@@ -160,43 +189,48 @@ class Controller:
             wish = self._plans[0]
             plan = self._plan = wish if plan is None or ready(wish) else plan
             return Decision(plan=plan, desired=wish, kept=True)
+        forecaster = Forecaster(self._costs, fps=fps)
         if plan is None:
-            return self._fall(fps, now, ready)
-        if not self._fits(plan, fps, _STAY_LATENCY, _STAY_LOAD):
+            return self._fall(forecaster, now, ready)
+        if not self._fits(plan, forecaster, _STAY_LATENCY, _STAY_LOAD):
             self._fits_since = None
             self._wanting += 1
-            if self._wanting >= _PATIENCE:
-                return self._fall(fps, now, ready)
-            return Decision(plan=plan, desired=plan, kept=True)
-        self._wanting = 0
-        return self._rise(plan, fps, now, ready)
+            if self._wanting < _PATIENCE or (not self._kept and now - self._looked_at < _LOOK_AGAIN):
+                return Decision(plan=plan, desired=plan, kept=self._kept)
+            return self._fall(forecaster, now, ready)
+        self._kept, self._wanting = True, 0
+        return self._rise(plan, forecaster, now, ready)
 
-    def _fall(self, fps: float, now: float, ready: Callable[[Plan], bool]) -> Decision:
+    def _fall(self, forecaster: Forecaster, now: float, ready: Callable[[Plan], bool]) -> Decision:
         """The best plan that fits, else the one that comes nearest to it."""
         if self._plan is not None:
             early = now - self._improved_at < 2.0 * self._hold
             self._hold = min(2.0 * self._hold, _LONGEST_HOLD) if early else self._hold
-        self._wanting, self._fits_since = 0, None
+        self._kept, self._wanting, self._fits_since, self._looked_at = True, 0, None, now
         desired: Plan | None = None
         for each in self._plans:
-            if self._fits(each, fps, _ENTER_LATENCY, _ENTER_LOAD):
+            if self._fits(each, forecaster, _ENTER_LATENCY, _ENTER_LOAD):
                 desired = desired or each
                 if ready(each):
                     self._plan = each
                     return Decision(plan=each, desired=desired, kept=True)
         usable = [each for each in self._plans if ready(each)]
         # Before anything is ready, or where nothing fits: the least that can be done.
-        self._plan = min(usable or self._plans, key=lambda each: self._misses(each, fps))
-        kept = self._fits(self._plan, fps, _STAY_LATENCY, _STAY_LOAD)
-        return Decision(plan=self._plan, desired=desired or self._plan, kept=kept)
+        self._plan = min(usable or self._plans, key=lambda each: self._misses(each, forecaster))
+        self._kept = self._fits(self._plan, forecaster, _STAY_LATENCY, _STAY_LOAD)
+        return Decision(plan=self._plan, desired=desired or self._plan, kept=self._kept)
 
-    def _rise(self, plan: Plan, fps: float, now: float, ready: Callable[[Plan], bool]) -> Decision:
+    def _rise(
+        self, plan: Plan, forecaster: Forecaster, now: float, ready: Callable[[Plan], bool]
+    ) -> Decision:
         """A better plan, once one has fitted for a while."""
         if now - self._looked_at < _LOOK:
             return Decision(plan=plan, desired=plan, kept=True)
         self._looked_at = now
         better = self._plans[: self._places[plan]]
-        desired = next((each for each in better if self._fits(each, fps, _ENTER_LATENCY, _ENTER_LOAD)), None)
+        desired = next(
+            (each for each in better if self._fits(each, forecaster, _ENTER_LATENCY, _ENTER_LOAD)), None
+        )
         if desired is None:
             self._fits_since = None
             if now - max(self._improved_at, self._relaxed_at) > 4.0 * self._hold:
@@ -209,15 +243,18 @@ class Controller:
         self._plan, self._fits_since, self._improved_at = desired, None, now
         return Decision(plan=desired, desired=desired, kept=True)
 
-    def _fits(self, plan: Plan, fps: float, latency: float, load: float) -> bool:
+    def _fits(self, plan: Plan, forecaster: Forecaster, latency: float, load: float) -> bool:
         assert self._promise is not None
-        expected = forecast(plan, self._costs, fps=fps)
-        return expected.latency + self._excess <= latency * self._promise and expected.load <= load
+        allowed = latency * self._promise - self._excess
+        if forecaster.lookahead(plan) > allowed:
+            return False
+        expected = forecaster(plan)
+        return expected.latency <= allowed and expected.load <= load
 
-    def _misses(self, plan: Plan, fps: float) -> float:
+    def _misses(self, plan: Plan, forecaster: Forecaster) -> float:
         """By how much a plan misses the promise: one that cannot keep up misses it without end."""
         assert self._promise is not None
-        expected = forecast(plan, self._costs, fps=fps)
+        expected = forecaster(plan)
         return expected.latency / self._promise + 100.0 * max(0.0, expected.load - _ENTER_LOAD)
 
 

@@ -233,3 +233,68 @@ def test_noise_belongs_to_its_key():
 def test_noise_is_the_same_in_every_process_and_release():
     noise = frame_noise((3,), seed=3, frame=1)
     assert noise.tolist() == pytest.approx([2.708454, 1.1923051, -1.4192278], rel=1e-6)
+
+
+def test_frames_that_name_the_streams_own_words_give_what_they_give_without():
+    options = DenoiseSettings(window=5, stride=2, steps=3, guidance=2.0, seed=7, controlnet_scales=SCALES)
+    networks, common = make(options)
+    text = torch.cat([NEGATIVE, TEXT])
+    for skewed in (False, True):
+        plain = Denoiser(networks, **{**common, "settings": replace(options, skewed=skewed)})
+        said = Denoiser(networks, **{**common, "settings": replace(options, seed=1, skewed=skewed)})
+        committed = [
+            each for place in range(17) for each in said.push(HINTS[place], text=text, seed=7, key=place)
+        ]
+        assert torch.equal(latents(committed + said.finish()), latents(streamed(plain, 17)))
+
+
+def test_a_window_takes_the_mean_of_its_frames_words_and_controlnets_take_each_frames_own():
+    options = DenoiseSettings(window=4, stride=2, steps=1, controlnet_scales=SCALES)
+    networks, common = make(options)
+    seen = {"unet": [], "controlnet_outline": []}
+
+    def listening(name):
+        def run(tensors):
+            seen[name].append(tensors["text"].clone())
+            return networks[name](tensors)
+
+        return run
+
+    denoiser = Denoiser({**networks, **{name: listening(name) for name in seen}}, **common)
+    texts = [torch.full((1, 77, 4), float(place)) for place in range(6)]
+    for hints, text in zip(HINTS, texts, strict=False):
+        denoiser.push(hints, text=text)
+    assert [text[:, 0, 0].tolist() for text in seen["unet"]] == [[1.5], [3.5]]
+    assert [text[:, 0, 0].tolist() for text in seen["controlnet_outline"]] == [[0, 1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_words_that_change_on_the_way_are_the_same_skewed_and_not(guidance):
+    options = DenoiseSettings(window=4, stride=2, steps=3, guidance=guidance, controlnet_scales=SCALES)
+    networks, common = make(options)
+    results = []
+    for skewed in (False, True):
+        denoiser = Denoiser(networks, **{**common, "settings": replace(options, skewed=skewed)})
+        committed = []
+        for place in range(20):
+            prompt = torch.lerp(TEXT, NEGATIVE, min(1.0, place / 10))
+            text = prompt if guidance == 1.0 else torch.cat([NEGATIVE, prompt])
+            committed += denoiser.push(HINTS[place], text=text)
+        results.append(latents(committed + denoiser.finish()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(results[0], latents(streamed(Denoiser(networks, **common), 20)), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "lcm"])
+def test_noise_belongs_to_a_frames_own_key_and_seed(kind):
+    options = DenoiseSettings(window=4, stride=2, steps=2, controlnet_scales=SCALES)
+    networks, common = make(options, kind)
+    whole = latents(streamed(Denoiser(networks, **common), 12))
+    late = Denoiser(networks, **common)
+    committed = [each for place in range(6, 12) for each in late.push(HINTS[place], key=place)]
+    resumed = latents(committed + late.finish())
+    # Its last frames see what they saw in the whole stream, and have the noise that they had there.
+    assert torch.equal(resumed[-2:], whole[-2:])
+    other = Denoiser(networks, **common)
+    committed = [each for place in range(12) for each in other.push(HINTS[place], seed=place % 2)]
+    assert not torch.allclose(latents(committed + other.finish()), whole, atol=1e-2)

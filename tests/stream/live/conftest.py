@@ -193,7 +193,7 @@ DEFAULTS = Defaults(
 )
 
 
-@pytest.fixture(name="live")
+@pytest.fixture(scope="session", name="live")
 def live_fixture() -> SimpleNamespace:
     """The stand-ins: classes to be made with what a test needs."""
     return SimpleNamespace(
