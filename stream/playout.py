@@ -23,7 +23,7 @@ _SOUNDS = 1024  # packets that wait at most
 @dataclass(order=True)
 class _Entry:
     time: Fraction
-    rank: int  # sound before the picture of the same time
+    rank: int  # a picture before the sound of the same time, for outlets begin with a picture
     number: int
     item: Frame | Sound = field(compare=False)
 
@@ -67,14 +67,14 @@ class Playout:
             self._took.pop()
         self._took.append((now, now - captured_at))
         self._frames += 1
-        self._push(time, 1, frame)
+        self._push(time, 0, frame)
 
     def hear(self, sound: Sound) -> None:
         """Take a packet of sound."""
         if len(self._heap) - self._frames >= _SOUNDS:
             self.lost += 1
             return
-        self._push(sound.begin, 0, sound)
+        self._push(sound.begin, 1, sound)
 
     def due(self, now: float, *, everything: bool = False, keep_alive: bool = True) -> list[Frame | Sound]:
         """Give what goes out now, in order.

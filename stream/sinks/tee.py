@@ -184,6 +184,7 @@ class Outlet:
         if again:
             self._note(f"{self.name} is there again")
         proven, since = False, self._clock()
+        item: Frame | Sound | None = None
         try:
             while (item := self._next()) is not None:
                 if isinstance(item, Frame):
@@ -202,6 +203,8 @@ class Outlet:
             raise
         finally:
             with self._changed:
+                if item is not None:
+                    self._count(item, "away")
                 self._sink = None
                 self._state = "away"
 
