@@ -1,0 +1,262 @@
+"""The page in a real browser: Debian's Chromium, with a clip for a camera. Most of it with a cheap live core.
+
+Screenshots are left in `tests/artefacts` for a person to look at.
+"""
+
+import asyncio
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import cv2
+import numpy as np
+import pytest
+import pytest_asyncio
+from av import VideoFrame
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
+from stand_in import Running, running
+
+from toonstream.server.settings import ServerSettings
+
+CHROMIUM = shutil.which("chromium")
+ARTEFACTS = Path(__file__).parents[1] / "artefacts"
+ORANGE, AZURE, BLUE = (230, 120, 20), (25, 135, 235), (0, 0, 255)
+TOKEN = "a token of some length"
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --mute-audio --disable-dev-shm-usage
+    --use-fake-ui-for-media-stream --use-fake-device-for-media-stream""".split()  # noqa: SIM905 a command line
+
+# What the toon looks like: 16 × 12 pixels of it, as RGB.
+LOOK = """(id) => {
+  const video = document.getElementById(id);
+  if (!video.videoWidth) return null;
+  const canvas = Object.assign(document.createElement('canvas'), {width: 16, height: 12});
+  const context = canvas.getContext('2d');
+  context.drawImage(video, 0, 0, 16, 12);
+  return Array.from(context.getImageData(0, 0, 16, 12).data);
+}"""
+
+# Controls that a screen reader has no name for.
+UNNAMED = """[...document.querySelectorAll('button, input, select')]
+  .filter((each) => each.checkVisibility())
+  .filter((each) => !(each.labels?.length || each.textContent.trim() || each.ariaLabel))
+  .map((each) => each.id)"""
+
+
+def write_camera(path: Path) -> Path:
+    """An orange room and a white ball that moves in it, as raw 4:2:0 frames."""
+    with path.open("wb") as file:
+        file.write(b"YUV4MPEG2 W320 H240 F30:1 Ip A1:1 C420mpeg2\n")
+        for index in range(30):
+            image = np.full((240, 320, 3), ORANGE, np.uint8)
+            cv2.circle(image, (60 + index * 7, 70), 30, (255, 255, 255), -1)
+            frame = VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            file.write(b"FRAME\n" + frame.to_ndarray().tobytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_camera(tmp_path_factory.mktemp("camera") / "camera.y4m")
+
+
+@asynccontextmanager
+async def chromium(camera: Path) -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*FLAGS, f"--use-file-for-fake-video-capture={camera}"]
+        )
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def browser(camera: Path) -> AsyncIterator[Browser]:
+    async with chromium(camera) as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def service() -> AsyncIterator[Running]:
+    async with running(ServerSettings(port=0, latency=0.1)) as service:
+        yield service
+
+
+@asynccontextmanager
+async def tab(browser: Browser, url: str, **context: object) -> AsyncIterator[Page]:
+    """A tab of its own, in which no script may fail."""
+    own = await browser.new_context(viewport={"width": 1180, "height": 1100}, **context)  # type: ignore[arg-type]
+    page = await own.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("console", lambda line: failures.append(line.text) if _is_failure(line) else None)
+    await page.goto(url)
+    yield page
+    await own.close()
+    assert failures == []
+
+
+def _is_failure(line: ConsoleMessage) -> bool:
+    """What a script did wrong; requests that the server refuses are told of by the page itself."""
+    return line.type == "error" and "Failed to load resource" not in line.text
+
+
+async def start(page: Page) -> None:
+    await page.wait_for_selector("#styles input", state="attached")
+    await page.click("#begin")
+    await page.wait_for_selector('body[data-state="live"]', timeout=20_000)
+
+
+async def look(page: Page, video: str = "toon") -> np.ndarray:
+    pixels = await page.evaluate(LOOK, video)
+    assert pixels is not None
+    return np.array(pixels, float).reshape(12, 16, 4)[..., :3]
+
+
+def mostly(colour: tuple[int, int, int]) -> Callable[[np.ndarray], bool]:
+    """The lower half, which the ball does not reach, is of this colour."""
+    return lambda image: bool(np.abs(image[8:] - colour).max() < 30)
+
+
+async def seen(page: Page, like: Callable[[np.ndarray], bool], video: str = "toon") -> np.ndarray:
+    """Wait until the video looks like that."""
+    async with asyncio.timeout(20):
+        while not like(image := await look(page, video)):
+            await asyncio.sleep(0.05)
+    return image
+
+
+async def picture_of(page: Page, name: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    await page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
+
+
+async def test_the_page_from_start_to_stop_and_again(browser: Browser, service: Running) -> None:
+    async with tab(browser, service.url) as page:
+        await page.wait_for_selector("#styles input", state="attached")
+        await picture_of(page, "idle")
+        await start(page)
+        assert mostly(ORANGE)(await seen(page, mostly(ORANGE), "source"))
+        await seen(page, mostly(AZURE))
+        await page.fill("#prompt", "rain")
+        await page.click("#styles label:has-text('flat')")
+        await seen(page, mostly(BLUE))
+        await page.wait_for_function("document.getElementById('fps-value').textContent > '0'")
+        assert (service.cores[0].changes[-1].style, service.cores[0].changes[-1].prompt) == ("flat", "rain")
+        await picture_of(page, "live")
+
+        async with page.expect_download() as download:
+            await page.click("#snapshot")
+        image = cv2.imread(str(await (await download.value).path()))
+        assert image.shape == (240, 320, 3)
+        assert np.abs(image[200:].mean((0, 1)) - BLUE[::-1]).max() < 30
+        await page.click("#record")
+        assert await page.get_attribute("#record", "aria-pressed") == "true"
+        await page.wait_for_function("document.getElementById('toon').currentTime > 0.5")
+        async with page.expect_download() as download:
+            await page.click("#record")
+        assert (await (await download.value).path()).stat().st_size > 1000
+
+        await page.click("#view")
+        assert not await page.is_visible("#source")
+        await picture_of(page, "toon-alone")
+        await page.click("#toggle")
+        await page.wait_for_selector('body[data-state="idle"]')
+        async with asyncio.timeout(10):
+            while service.server.registry.sessions:
+                await asyncio.sleep(0.05)
+        assert service.cores[0].closed
+        await start(page)
+        await seen(page, mostly(BLUE))  # what was chosen before is still chosen
+        assert len(service.cores) == 2
+
+
+async def test_two_tabs_never_mix_and_a_third_watches(browser: Browser, service: Running) -> None:
+    async with tab(browser, service.url) as one, tab(browser, service.url) as two:
+        await asyncio.gather(start(one), start(two))
+        await two.click("#styles label:has-text('flat')")
+        await seen(one, mostly(AZURE))
+        await seen(two, mostly(BLUE))
+        link = await one.input_value("#link")
+        async with tab(browser, link) as three:
+            await three.click("#begin")
+            await three.wait_for_selector('body[data-state="live"]', timeout=20_000)
+            await seen(three, mostly(AZURE))
+            for _ in range(10):
+                assert mostly(AZURE)(await look(one))
+                assert mostly(BLUE)(await look(two))
+                assert mostly(AZURE)(await look(three))
+            await picture_of(three, "watch")
+            assert not await three.is_visible("#settings")
+            await one.click("#toggle")
+            await three.wait_for_selector('body[data-state="idle"]', timeout=20_000)
+
+
+async def test_h264_is_sent_where_it_is_asked_for(browser: Browser) -> None:
+    settings = ServerSettings(port=0, latency=0.1, codec="h264")
+    async with running(settings) as service, tab(browser, service.url) as page:
+        await start(page)
+        await seen(page, mostly(AZURE))
+        (session,) = service.server.registry.sessions
+        assert session.statistics()["codec"] == "h264"
+
+
+async def test_a_token_is_asked_for_and_kept(browser: Browser) -> None:
+    settings = ServerSettings(port=0, latency=0.1, token=TOKEN)
+    async with running(settings) as service:
+        context = await browser.new_context()
+        page = await context.new_page()
+        await page.goto(service.url)
+        await page.fill("#token", "not this one")
+        await page.press("#token", "Enter")
+        await page.wait_for_selector("#ask[open]")
+        await page.fill("#token", TOKEN)
+        await page.press("#token", "Enter")
+        await start(page)
+        await seen(page, mostly(AZURE))
+        await context.close()
+
+
+async def test_on_a_phone_and_with_a_keyboard(browser: Browser, service: Running) -> None:
+    phone = {"device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+    async with tab(browser, service.url, **phone) as page:
+        await page.set_viewport_size({"width": 390, "height": 844})
+        await start(page)
+        await seen(page, mostly(AZURE))
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await picture_of(page, "phone")
+        reached = set()
+        for _ in range(40):
+            await page.keyboard.press("Tab")
+            reached.add(await page.evaluate("document.activeElement.id || document.activeElement.name"))
+        controls = "toggle sound view mirror snapshot record full prompt style steps window latency seed dice"
+        assert {*controls.split(), "camera", "microphone", "link", "copy"} <= reached
+        assert await page.evaluate(UNNAMED) == []
+
+
+async def test_what_the_page_says_when_there_is_no_room(browser: Browser) -> None:
+    settings = ServerSettings(port=0, latency=0.1, max_sessions=1)
+    async with running(settings) as service, tab(browser, service.url) as page:
+        await start(page)
+        context = await browser.new_context()
+        other = await context.new_page()
+        await other.goto(service.url)
+        await other.click("#begin")
+        await other.wait_for_selector("#toast:visible")
+        assert await other.inner_text("#toast") == "all 1 sessions are taken: try again later"
+        await context.close()
+        async with aiohttp.ClientSession(service.url) as http:
+            (session,) = service.server.registry.sessions
+            await http.delete(f"/sessions/{session.key}")
+        await page.wait_for_selector("#toast:visible", timeout=20_000)
