@@ -27,39 +27,36 @@ BLENDED_WINDOWS = 4  # in which the old and the new network both run
 
 
 class SwitchableNetwork:
-    """A network that another one can take the place of, between two calls. One thread calls it."""
+    """A network that another one can take the place of, between two calls."""
 
     def __init__(self, network: Network) -> None:
-        self._network = network
-        self._next: Network | None = None
-        self._share = 0.0  # of the next one in what is given out
+        # The network, the one that is coming, and its share in what is given out; a call reads them at once.
+        self._running: tuple[Network, Network | None, float] = network, None, 0.0
         self._called_with: dict[str, tuple[torch.Size, torch.dtype]] = {}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """As declared by the network that serves."""
-        return self._network.inputs
+        return self._running[0].inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """As declared by the network that serves."""
-        return self._network.outputs
+        return self._running[0].outputs
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; while the next network is taking over, both run."""
         self._called_with = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        made = self._network(tensors)
-        if self._next is None:
+        network, coming, share = self._running
+        made = network(tensors)
+        if coming is None:
             return made
-        new = self._next(tensors)
-        return {name: torch.lerp(old, new[name].to(old), self._share) for name, old in made.items()}
+        new = coming(tensors)
+        return {name: torch.lerp(old, new[name].to(old), share) for name, old in made.items()}
 
     def blend(self, network: Network, share: float) -> None:
         """Let another network have a share, above 0, in what is given out; at 1 it takes over."""
-        if share >= 1.0:
-            self._network, self._next, self._share = network, None, 0.0
-        else:
-            self._next, self._share = network, share
+        self._running = (network, None, 0.0) if share >= 1.0 else (self._running[0], network, share)
 
     def warm_up(self, network: Network) -> None:
         """Call another network with the shapes of the last call, so that its first one will be quick."""
@@ -104,10 +101,10 @@ class SwitchableEngine:
         self._networks: dict[str, SwitchableNetwork] = {}
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        # What the background thread has ready goes through here; everything else belongs to one thread alone.
         self._ready: queue.SimpleQueue[Mapping[str, Network]] = queue.SimpleQueue()
         self._coming: Mapping[str, Network] = {}
         self._windows = 0  # that the coming networks have been blended in for
+        self._lock = threading.Lock()  # on a boundary: sessions that share networks have each their own
 
     @property
     def name(self) -> str:
@@ -144,21 +141,22 @@ class SwitchableEngine:
 
     def boundary(self) -> None:
         """Between two windows: let what is ready take over, a little more at each call."""
-        if self._successor is not None:
-            successor, self._successor = self._successor, None
-            self.replace(engine=successor)
-        if not self._coming:
-            try:
-                self._coming = self._ready.get_nowait()
-            except queue.Empty:
-                return
-            self._windows = 0
-        self._windows += 1
-        share = self._windows / (self._blended_windows + 1)
-        for name, network in self._coming.items():
-            self._networks[name].blend(network, share)
-        if share >= 1.0:
-            self._coming = {}
+        with self._lock:
+            if self._successor is not None:
+                successor, self._successor = self._successor, None
+                self.replace(engine=successor)
+            if not self._coming:
+                try:
+                    self._coming = self._ready.get_nowait()
+                except queue.Empty:
+                    return
+                self._windows = 0
+            self._windows += 1
+            share = self._windows / (self._blended_windows + 1)
+            for name, network in self._coming.items():
+                self._networks[name].blend(network, share)
+            if share >= 1.0:
+                self._coming = {}
 
     def settle(self) -> None:
         """Wait until everything asked for is ready, or has failed; it takes over at the next boundaries."""

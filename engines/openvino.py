@@ -5,6 +5,7 @@ what was run before it. A stream has few shapes (one, and those of the last wind
 forms are kept, the latest used.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from toonstream.errors import EngineError
 __all__ = ["OpenVinoEngine", "OpenVinoNetwork"]
 
 _KEPT_SHAPES = 8
-_DTYPES = {"f32": torch.float32, "i64": torch.int64}
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "i64": torch.int64}
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -76,7 +77,7 @@ class OpenVinoEngine:
 
 
 class OpenVinoNetwork:
-    """A network that OpenVINO has read. Not to be called by two threads at a time."""
+    """A network that OpenVINO has read. Not to be called by two threads at a time; another may prepare."""
 
     def __init__(self, name: str, core: Any, model: Any, options: Mapping[str, str]) -> None:
         self._name = name
@@ -84,8 +85,17 @@ class OpenVinoNetwork:
         self._model = model
         self._options = options
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self._lock = threading.Lock()  # on the requests
         self.inputs = tuple(_spec(port) for port in model.inputs)
         self.outputs = tuple(_spec(port) for port in model.outputs)
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Compile for these shapes, on any thread, while others run.
+
+        Raises:
+            EngineError: OpenVINO refuses the network or these shapes.
+        """
+        self._request(tuple(tuple(tensors[spec.name].shape) for spec in self.inputs))
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once, on CPU tensors.
@@ -109,9 +119,10 @@ class OpenVinoNetwork:
 
     def _request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """Give the inference request for these input shapes, compiling the network if it has none yet."""
-        if shapes in self._requests:
-            self._requests.move_to_end(shapes)
-            return self._requests[shapes]
+        with self._lock:
+            if shapes in self._requests:
+                self._requests.move_to_end(shapes)
+                return self._requests[shapes]
         from openvino import PartialShape
 
         model = self._model.clone()
@@ -122,9 +133,10 @@ class OpenVinoNetwork:
             raise EngineError(
                 f"OpenVINO refuses {self._name} for shapes {shapes}: {_first_line(error)}; use --engine torch"
             ) from None
-        self._requests[shapes] = request
-        if len(self._requests) > _KEPT_SHAPES:
-            self._requests.popitem(last=False)
+        with self._lock:
+            self._requests[shapes] = request
+            if len(self._requests) > _KEPT_SHAPES:
+                self._requests.popitem(last=False)
         return request
 
 

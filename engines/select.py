@@ -10,7 +10,7 @@ from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import EngineError
 
-__all__ = ["ENGINE_NAMES", "EngineReport", "available_engines", "open_engine"]
+__all__ = ["ENGINE_NAMES", "EngineReport", "available_engines", "engine_name", "open_engine"]
 
 _ANYWHERE = ("openvino", "onnxruntime", "torch")  # in the order that `auto` prefers on a CPU
 ENGINE_NAMES = (*_ANYWHERE, *FLAVOURS)
@@ -55,21 +55,36 @@ def _report_tensorrt(name: str) -> EngineReport:
     return EngineReport(name=name, version=version, remedy=remedy, needs=needs)
 
 
+def engine_name(name: str) -> str:
+    """Give the name of the engine that a name means.
+
+    Args:
+        name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU, else the first one installed.
+
+    Raises:
+        EngineError: the name is unknown.
+    """
+    if name == "auto":
+        return _preferred()
+    if name not in ENGINE_NAMES:
+        raise EngineError(f"unknown engine {name!r}; choose one of auto, {', '.join(ENGINE_NAMES)}")
+    return name
+
+
 def open_engine(
     name: str = "auto", *, shapes: Shapes | None = None, say: Callable[[str], None] = lambda line: None
 ) -> Engine:
     """Open an engine by name.
 
     Args:
-        name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU, else the first one installed.
+        name: as for `engine_name`.
         shapes: of the networks; the engines that build ahead have to be told.
         say: is told how far builds are.
 
     Raises:
         EngineError: the name is unknown, or the engine is not installed.
     """
-    if name == "auto":
-        name = _preferred()
+    name = engine_name(name)
     if name in FLAVOURS:
         if shapes is None:
             raise EngineError(f"{name} builds for shapes, and was told none; take another engine here")
@@ -83,11 +98,9 @@ def open_engine(
             from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 
             return OnnxRuntimeEngine()
-        case "torch":
-            from toonstream.engines.torch import TorchEngine
+    from toonstream.engines.torch import TorchEngine
 
-            return TorchEngine()
-    raise EngineError(f"unknown engine {name!r}; choose one of auto, {', '.join(ENGINE_NAMES)}")
+    return TorchEngine()
 
 
 def _preferred() -> str:

@@ -6,7 +6,7 @@ every window that covers it) and the weighted sum of the windows' predictions so
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -110,6 +110,7 @@ class Denoiser:
         negative_text: the negative prompt, same shape; used with guidance only.
         settings: how to denoise.
         latent_channels: C of the latents.
+        at_boundary: called between two windows, where networks may be replaced.
 
     Raises:
         SettingError: the settings do not fit one another or the networks.
@@ -124,6 +125,7 @@ class Denoiser:
         negative_text: Tensor | None,
         settings: DenoiseSettings,
         latent_channels: int,
+        at_boundary: Callable[[], None] = lambda: None,
     ) -> None:
         windows = Windows(length=settings.window, stride=settings.stride)
         self._rolling = Rolling(windows, steps=settings.steps, skewed=settings.skewed)
@@ -151,6 +153,7 @@ class Denoiser:
         self._settings = settings
         self._text = torch.cat(sides)  # (sides, 77, D)
         self._latent_channels = latent_channels
+        self._at_boundary = at_boundary
         self._frames: dict[int, _InFlight] = {}
         self._counts: Counter[str] = Counter()
 
@@ -224,6 +227,7 @@ class Denoiser:
     def _run(self) -> list[Committed]:
         committed: list[Committed] = []
         while tasks := self._rolling.ready():
+            self._at_boundary()
             self._add_residuals(tasks)
             for _, alike in groupby(tasks, key=lambda task: len(task.span.frames)):
                 self._run_windows(list(alike))

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from toonstream.config import Settings, Size
-from toonstream.engines.select import open_engine
+from toonstream.engines.select import engine_name
 from toonstream.errors import OutputError, ToonstreamError
 from toonstream.export.assemble import load_model
 from toonstream.stream.clock import Stopwatch
@@ -15,6 +15,7 @@ from toonstream.stream.compose import ContactSheet, side_by_side
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.pipeline import Progress, run
+from toonstream.stream.serving import open_stream_engine
 from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon, load_stylizer
@@ -115,8 +116,8 @@ def render_clip(
         EngineError: the engine cannot be used.
     """
     _check_contact_sheet(settings.contact_sheet)
-    engine = open_engine(settings.engine)
-    model = load_model(settings.model, engine=engine.name, allow_pickle=settings.allow_pickle, say=say)
+    engine_wanted = engine_name(settings.engine)
+    model = load_model(settings.model, engine=engine_wanted, allow_pickle=settings.allow_pickle, say=say)
     choices = settings.resolve(model.defaults)
     stopwatch = Stopwatch()
     with FileSource(clip, start=settings.start, duration=settings.duration) as source, ExitStack() as stack:
@@ -129,6 +130,7 @@ def render_clip(
                 output, source=source, width=width, height=height, sample_aspect_ratio=_aspect(info, size)
             )
         )
+        engine = open_stream_engine(engine_wanted, model, choices, size=size, say=say)
         stylizer = load_stylizer(model, choices, engine=engine, stopwatch=stopwatch)
         sheet = ContactSheet()
         end = 0.0
@@ -156,7 +158,12 @@ def render_clip(
         try:
             progress = run(
                 source,
-                Conditions(model.defaults.controlnets, size=size, multiple=model.size_multiple),
+                Conditions(
+                    model.defaults.controlnets,
+                    size=size,
+                    multiple=model.size_multiple,
+                    annotated=model.annotators,
+                ),
                 stylizer,
                 write,
                 stopwatch=stopwatch,

@@ -1,20 +1,22 @@
 """From conditioned frames to toon frames: the rolling window, and the decoder behind it."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from toonstream.config import RenderSettings
+from toonstream.engines.background import SwitchableEngine
 from toonstream.engines.engine import Engine, Network
 from toonstream.export.checkpoints import Model
-from toonstream.export.tokenizer import PromptTokenizer, encode_prompt
+from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
 from toonstream.stream.clock import Stopwatch, TimedNetwork
 from toonstream.stream.conditions import Conditioned, as_image
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
+from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["Stylizer", "Toon", "load_stylizer"]
 
@@ -35,14 +37,22 @@ class Stylizer:
     Args:
         denoiser: the rolling window, fresh.
         decoder: latents (B, C, h, w) → image (B, 3, H, W) in [-1, 1].
+        annotators: networks that draw hints, by the hint's name: image (B, 3, H, W) → hint (B, 3, H, W).
         scale, shift: the rolling window's latents are (decoder's latents - shift) * scale.
     """
 
     def __init__(
-        self, denoiser: Denoiser, decoder: Network, *, scale: float = 1.0, shift: float = 0.0
+        self,
+        denoiser: Denoiser,
+        decoder: Network,
+        *,
+        annotators: Mapping[str, Network] | None = None,
+        scale: float = 1.0,
+        shift: float = 0.0,
     ) -> None:
         self._denoiser = denoiser
         self._decoder = decoder
+        self._annotators = annotators or {}
         self._scale = scale
         self._shift = shift
         self._waiting: deque[Frame] = deque()
@@ -60,7 +70,12 @@ class Stylizer:
         `text`, `seed` and `key` are the frame's own, see `Denoiser.push`.
         """
         self._waiting.append(conditioned.frame)
-        return self._decoded(self._denoiser.push(conditioned.hints, text=text, seed=seed, key=key))
+        drawn = {
+            name: annotator({"image": conditioned.hints[name].unsqueeze(0)})["hint"][0]
+            for name, annotator in self._annotators.items()
+        }
+        hints = {**conditioned.hints, **drawn}
+        return self._decoded(self._denoiser.push(hints, text=text, seed=seed, key=key))
 
     def finish(self) -> Iterator[Toon]:
         """The stream has ended: give the rest."""
@@ -83,26 +98,36 @@ def load_stylizer(
     Args:
         model: where the networks are.
         settings: how to run them.
-        engine: what runs them.
+        engine: what runs them. The networks of a `SwitchableEngine` are replaced between windows.
         stopwatch: is told, under each network's name, how long it is busy.
 
     Raises:
+        InputError: a prompt is longer than the model takes.
         ModelError: the model has no network for something it asks for.
         EngineError: the engine refuses a network.
     """
-    guided = settings.guidance > 1.0
-    encoder = engine.load(model.sources["text_encoder"])
-    tokenizer = PromptTokenizer(model.tokenizer_path)
-    names = ["unet", "vae_decoder"]
+    annotated = {name: f"annotator_{name}" for name in model.defaults.controlnets if name in model.annotators}
+    names = ["unet", "vae_decoder", *annotated.values()]
     for controlnet in model.defaults.controlnets:
         names += [f"hint_{controlnet}", f"controlnet_{controlnet}"]
     networks = {name: TimedNetwork(engine.load(model.sources[name]), name, stopwatch) for name in names}
-    decoder = networks.pop("vae_decoder")
+    encode = PromptEncoder(
+        engine.load(model.sources["text_encoder"]),
+        PromptTokenizer(model.tokenizer_path, model.embeddings),
+        readers=networks.values(),
+    )
+    guided = settings.guidance > 1.0
+    text, *negative = encode(settings.prompt, *([settings.negative_prompt] if guided else []))
+    decoder = Tiled(
+        networks["vae_decoder"],
+        cost=Cost.of(model.vae_config, itemsize=2 if text.is_cuda else 4),
+        memory=available_memory(text.device),
+    )
     denoiser = Denoiser(
         networks,
         scheduler=make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=settings.steps),
-        text=encode_prompt(encoder, tokenizer, settings.prompt),
-        negative_text=encode_prompt(encoder, tokenizer, settings.negative_prompt) if guided else None,
+        text=text,
+        negative_text=negative[0] if negative else None,
         settings=DenoiseSettings(
             window=settings.window,
             stride=settings.stride,
@@ -113,5 +138,12 @@ def load_stylizer(
             controlnet_scales=model.defaults.controlnets,
         ),
         latent_channels=model.latent_channels,
+        at_boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
     )
-    return Stylizer(denoiser, decoder, scale=model.latent_scale, shift=model.latent_shift)
+    return Stylizer(
+        denoiser,
+        decoder,
+        annotators={name: networks[network] for name, network in annotated.items()},
+        scale=model.latent_scale,
+        shift=model.latent_shift,
+    )

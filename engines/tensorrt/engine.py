@@ -75,6 +75,7 @@ class TensorRtEngine:
         self._say = say
         self._timeout = timeout
         self._stop = threading.Event()
+        self._keys: dict[tuple[Path, str], EngineKey] = {}
 
     @property
     def name(self) -> str:
@@ -96,11 +97,16 @@ class TensorRtEngine:
         Raises:
             EngineError: there is no ONNX file.
         """
-        onnx = onnx_file(source)
+        onnx, weights = onnx_file(source), weights_checksum(source.weights)
+        if (onnx, weights) not in self._keys:  # reading gigabytes of weights takes seconds
+            self._keys[onnx, weights] = self._key(source, onnx, weights)
+        return self._keys[onnx, weights]
+
+    def _key(self, source: NetworkSource, onnx: Path, weights: str) -> EngineKey:
         dtypes = {str(place.dtype).removeprefix("torch.") for place in stored_weights(onnx).values()}
         return EngineKey(
             onnx=network_checksum(onnx),
-            weights=weights_checksum(source.weights),
+            weights=weights,
             shapes=self._shapes(source),
             precision="+".join(sorted(dtypes)) or "float32",
             flags=self._flags,
@@ -108,6 +114,14 @@ class TensorRtEngine:
             version=self._version,
             compute_capability=".".join(map(str, self._capability)),
         )
+
+    def is_built(self, source: NetworkSource) -> bool:
+        """Say whether a network's engine is in the store.
+
+        Raises:
+            EngineError: there is no ONNX file.
+        """
+        return self._store.find(self.key(source)) is not None
 
     def build(self, source: NetworkSource) -> StoredEngine:
         """Give a network's engine from the store, built first where it is not there. Needs no GPU.

@@ -19,7 +19,7 @@ __all__ = [
     "Size",
 ]
 
-EngineName = Literal["auto", "openvino", "onnxruntime", "torch"]
+EngineName = Literal["auto", "openvino", "onnxruntime", "torch", "tensorrt-rtx", "tensorrt"]
 Mode = Literal["wavefront", "skewed"]
 
 MAX_STEPS = 50

@@ -124,9 +124,16 @@ def _gpu() -> Finding:
 
 
 def _engines() -> Iterator[Finding]:
+    import torch
+
     from toonstream.engines.select import available_engines, open_engine
 
     for report in available_engines():
+        if report.needs:
+            text = f"{report.version or 'not installed'}; needs {report.needs}"
+            wanted = report.remedy if torch.cuda.is_available() else None
+            yield Finding(topic=report.name, text=text, fix=wanted or "")
+            continue
         try:
             engine = open_engine(report.name)
         except ToonstreamError as error:
