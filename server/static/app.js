@@ -193,6 +193,10 @@ async function start() {
       return;
     }
     connection = opened;
+    const transport = opened.peer.getReceivers()[0]?.transport;
+    transport?.addEventListener("statechange", () => { // the server says goodbye here, long before ICE notices
+      if (transport.state === "closed" && connection === opened) lost("It is over: the other side has ended it.");
+    });
     if (!watchKey) {
       const key = connection.links["urn:toonstream:whep"].split("/").pop();
       $("link").value = `${location.origin}/#watch=${key}`;
