@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ __all__ = ["ChunkReader", "FlvTags", "Message", "RtmpPublisher", "RtmpTarget", "
 _PORTS = {"rtmp": 1935, "rtmps": 443}
 _HANDSHAKE = 1536  # bytes, each way
 _CHUNK = 4096  # bytes of payload in one; what others send
+_EARLY = 2.0  # seconds; some servers look at the key only once they have accepted it
 _MAX_MESSAGE = 1 << 20  # bytes a server may send at once; it has no reason to
 _EXTENDED = 0xFFFFFF  # in place of a timestamp: the real one follows
 
@@ -246,6 +248,7 @@ class RtmpPublisher:
         self._received = self._acknowledged = 0
         self._window = 2_500_000
         self._stream = 0
+        self._began = 0.0
         self._inbox: list[Message] = []
         self._socket = self._connect()
         try:
@@ -367,6 +370,7 @@ class RtmpPublisher:
                 raise ValueError("a stream without a number")
         self._command("publish", 5.0, None, target.key, "live", stream=self._stream)
         self._answer(None)
+        self._began = time.monotonic()
 
     def _answer(self, number: float | None) -> list[amf.Value]:
         """Wait for the answer to a command, or for word on the stream (None).
@@ -470,4 +474,6 @@ class RtmpPublisher:
             return OutputError(
                 f"{self._shown} hung up on the greeting: check the application, the key, and rtmp or rtmps"
             )
+        if time.monotonic() - self._began < _EARLY:
+            return OutputError(f"{self._shown} hung up as soon as the stream began: check the key")
         return OutputError(f"{self._shown} hung up in the middle of the stream: check the server")

@@ -99,8 +99,21 @@ def run(words: Sequence[str]) -> int:
     opening = open_source(options.source, listen=options.listen)
     local = Path(opening.shown) if opening.url.startswith("file:") else None
     destinations = [open_destination(address, source=local) for address in options.destinations]
+    if options.retry is None:
+        _reach(options)
     with Interrupt() as interrupt:
         return _relay(opening, destinations, options, retry, bit_rate, interrupt)
+
+
+def _reach(options: argparse.Namespace) -> None:
+    """Say at once that nobody is there: a wrong address is not worth loading networks for."""
+    from toonstream.errors import InputError, OutputError
+    from toonstream.stream.reach import reach
+
+    if not options.listen:
+        reach(options.source, InputError)
+    for address in options.destinations:
+        reach(address, OutputError)
 
 
 def _relay(
