@@ -105,7 +105,7 @@ class Forecaster:
                 window += self._costs.seconds(stage, Shape(*plan.size, sides * plan.window))
             elif stage.startswith("controlnet_"):
                 window += self._costs.seconds(stage, Shape(*plan.size, sides * plan.stride))
-            elif stage == "conditions" or stage.startswith("hint_"):
+            elif stage.startswith(("conditions", "annotator_", "hint_")):
                 before += self._costs.seconds(stage, Shape(*plan.size))
             else:
                 after += self._costs.seconds(stage, Shape(*plan.size))
@@ -138,16 +138,16 @@ class Controller:
 
     def __init__(self, costs: Costs, wish: Plan, *, promise: float | None, multiple: int = 1) -> None:
         self._costs = costs
+        self._plan: Plan | None = None
         self._excess = 0.0
         self._hold = _HOLD
         self.ask(wish, promise=promise, multiple=multiple)
 
     def ask(self, wish: Plan, *, promise: float | None, multiple: int = 1) -> None:
-        """Take other wishes; what was learnt of the machine stays."""
+        """Take other wishes; what was learnt of the machine stays, and what runs until another is ready."""
         self._promise = promise
         self._plans = (replace(wish, every=1),) if promise is None else tuple(ladder(wish, multiple=multiple))
         self._places = {plan: place for place, plan in reversed(list(enumerate(self._plans)))}
-        self._plan: Plan | None = None
         self._kept = True
         self._wanting = 0
         self._fits_since: float | None = None
@@ -190,7 +190,7 @@ class Controller:
             plan = self._plan = wish if plan is None or ready(wish) else plan
             return Decision(plan=plan, desired=wish, kept=True)
         forecaster = Forecaster(self._costs, fps=fps)
-        if plan is None:
+        if plan is None or plan not in self._places:
             return self._fall(forecaster, now, ready)
         if not self._fits(plan, forecaster, _STAY_LATENCY, _STAY_LOAD):
             self._fits_since = None
@@ -203,7 +203,7 @@ class Controller:
 
     def _fall(self, forecaster: Forecaster, now: float, ready: Callable[[Plan], bool]) -> Decision:
         """The best plan that fits, else the one that comes nearest to it."""
-        if self._plan is not None:
+        if self._plan in self._places:
             early = now - self._improved_at < 2.0 * self._hold
             self._hold = min(2.0 * self._hold, _LONGEST_HOLD) if early else self._hold
         self._kept, self._wanting, self._fits_since, self._looked_at = True, 0, None, now
@@ -214,11 +214,13 @@ class Controller:
                 if ready(each):
                     self._plan = each
                     return Decision(plan=each, desired=desired, kept=True)
+        # Nothing fits, or nothing that fits is ready: the least that can be done.
         usable = [each for each in self._plans if ready(each)]
-        # Before anything is ready, or where nothing fits: the least that can be done.
-        self._plan = min(usable or self._plans, key=lambda each: self._misses(each, forecaster))
+        if usable or self._plan is None:
+            self._plan = min(usable or self._plans, key=lambda each: self._misses(each, forecaster))
         self._kept = self._fits(self._plan, forecaster, _STAY_LATENCY, _STAY_LOAD)
-        return Decision(plan=self._plan, desired=desired or self._plan, kept=self._kept)
+        least = desired or min(self._plans, key=lambda each: self._misses(each, forecaster))
+        return Decision(plan=self._plan, desired=least, kept=self._kept)
 
     def _rise(
         self, plan: Plan, forecaster: Forecaster, now: float, ready: Callable[[Plan], bool]

@@ -22,7 +22,7 @@ from toonstream.stream.live.switching import Pushed, Segment, Switching
 from toonstream.stream.live.words import Words, WordTrack
 from toonstream.stream.stylizer import Toon
 
-__all__ = ["LiveCore", "LiveToon", "Run", "Studio"]
+__all__ = ["LiveCore", "LiveToon", "Run", "Studio", "wished"]
 
 _ASSUMED_FPS = 30.0  # until the source's rate is known
 _PARDON = 3.0  # seconds that a promise may be broken, as while another plan is made ready, before it is said
@@ -240,7 +240,7 @@ class LiveCore:
         assert self._controller is not None
         if fresh and self._settings.latency is not None:
             # What it costs is not known yet: find out with what is asked for.
-            self._studio.prepare(self._wish(), observe=self._observe)
+            self._studio.prepare(wished(self._render, self._output), observe=self._observe)
         plan = self._controller.decide(fps=self._fps(), now=self._clock(), ready=lambda each: True).plan
         self._studio.prepare(plan, observe=self._observe)
         if self._switching is None:
@@ -252,21 +252,11 @@ class LiveCore:
 
     def _aim(self) -> None:
         """Tell the controller what is wished for."""
-        wish, promise = self._wish(), self._settings.latency
+        wish, promise = wished(self._render, self._output), self._settings.latency
         if self._controller is None:
             self._controller = Controller(self._costs, wish, promise=promise, multiple=self._studio.multiple)
         else:
             self._controller.ask(wish, promise=promise, multiple=self._studio.multiple)
-
-    def _wish(self) -> Plan:
-        render = self._render
-        return Plan(
-            size=self._output,
-            steps=render.steps,
-            window=render.window,
-            stride=render.stride,
-            guidance=render.guidance,
-        )
 
     def _apply_change(self) -> None:
         asked, self._asked = self._asked, None
@@ -355,6 +345,17 @@ class LiveCore:
 
     def _fps(self) -> float:
         return self.inbox.fps or _ASSUMED_FPS
+
+
+def wished(render: RenderSettings, size: tuple[int, int]) -> Plan:
+    """The plan that is asked for, at `size`."""
+    return Plan(
+        size=size,
+        steps=render.steps,
+        window=render.window,
+        stride=render.stride,
+        guidance=render.guidance,
+    )
 
 
 def _said(render: RenderSettings) -> tuple[str, str, int]:

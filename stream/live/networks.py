@@ -1,9 +1,9 @@
 """Networks that several sessions share: loaded once, run in turns, keeping nothing of any session."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
@@ -11,13 +11,16 @@ import numpy as np
 from torch import Tensor
 
 from toonstream.config import RenderSettings
+from toonstream.engines.background import SwitchableEngine
 from toonstream.engines.engine import Engine, Network, TensorSpec
+from toonstream.errors import InputError
 from toonstream.export.checkpoints import Model
-from toonstream.export.tokenizer import PromptTokenizer, encode_prompt
+from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
 from toonstream.stream.clock import Clock, monotonic
 from toonstream.stream.conditions import padded_size
 from toonstream.stream.frame import Frame
-from toonstream.stream.live.core import Observe, Run
+from toonstream.stream.live.controller import ladder
+from toonstream.stream.live.core import Observe, Run, wished
 from toonstream.stream.live.segment import StylizerSegment
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.live.switching import Pushed
@@ -26,7 +29,6 @@ from toonstream.stream.live.words import Words
 
 __all__ = ["SharedNetworks", "TakingTurns"]
 
-_KEPT_TEXTS = 128
 
 _PREPARING_STRIDES = 2  # after the first window: a first run builds, a second tells what it takes
 
@@ -105,11 +107,18 @@ class TakingTurns:
 class SharedNetworks:
     """A model's networks for any number of sessions.
 
+    All texts have one length, which is that of the model's own prompts: another would be another shape, for
+    which an engine may have to be built in the middle of a stream.
+
     Args:
         model: where they come from.
         networks: all of the model's, by name, loaded.
         tokenizer: reads prompts.
+        boundary: called between two windows, where networks may be replaced.
         clock: gives the time.
+
+    Raises:
+        InputError: the model's own prompts are too long for it.
     """
 
     def __init__(
@@ -118,16 +127,20 @@ class SharedNetworks:
         networks: Mapping[str, Network],
         tokenizer: PromptTokenizer,
         *,
+        boundary: Callable[[], None] = lambda: None,
         clock: Clock = monotonic,
     ) -> None:
         self.model = model
         self._networks = networks
         self._tokenizer = tokenizer
+        self._boundary = boundary
         self._clock = clock
         self._turns = Turns()
         self._seen: set[tuple[str, Shapes]] = set()
+        self._encode = PromptEncoder(networks["text_encoder"], tokenizer, readers=networks.values())
+        own = (model.defaults.prompt, model.defaults.negative_prompt)
+        self._chunks = max(len(tokenizer(prompt).ids) for prompt in own)
         self._lock = threading.Lock()
-        self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._ready: set[Built] = set()
         self._requested: set[Built] = set()
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="toonstream-prepare")
@@ -143,18 +156,25 @@ class SharedNetworks:
         names = ["text_encoder", "unet", "vae_decoder"]
         for controlnet in model.defaults.controlnets:
             names += [f"hint_{controlnet}", f"controlnet_{controlnet}"]
-        networks = {name: engine.load(model.sources[name]) for name in names}
-        return cls(model, networks, PromptTokenizer(model.tokenizer_path), clock=clock)
+            names += [f"annotator_{controlnet}"] if controlnet in model.annotators else []
+        return cls(
+            model,
+            {name: engine.load(model.sources[name]) for name in names},
+            PromptTokenizer(model.tokenizer_path, model.embeddings),
+            boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
+            clock=clock,
+        )
 
     def check(self, settings: LiveSettings) -> RenderSettings:
         """Fill in what was left open and see that the model can do it; quick.
 
         Raises:
-            InputError: the model has no such style, the prompt is too long, or the numbers do not fit.
+            InputError: the model has no such style, a prompt is too long, or the numbers do not fit.
         """
         chosen = settings.resolve(self.model.defaults)
         for prompt in (chosen.prompt, chosen.negative_prompt):
-            self._tokenizer(prompt)
+            if len(self._tokenizer(prompt).ids) > self._chunks:
+                raise InputError(f"the prompt has more than {75 * self._chunks} tokens; shorten it")
         return chosen
 
     def words(self, settings: RenderSettings) -> Words:
@@ -163,11 +183,7 @@ class SharedNetworks:
         Raises:
             InputError: a prompt is too long.
         """
-        return Words(
-            text=self._text(settings.prompt),
-            negative=self._text(settings.negative_prompt),
-            seed=settings.seed,
-        )
+        return self._said(settings.prompt, settings.negative_prompt, settings.seed)
 
     @property
     def multiple(self) -> int:
@@ -195,6 +211,7 @@ class SharedNetworks:
             plan,
             words,
             size=size,
+            boundary=self._boundary,
             clock=self._clock,
             conditions_took=lambda seconds: told(Run(stage="conditions", frames=1, seconds=seconds)),
         )
@@ -212,7 +229,7 @@ class SharedNetworks:
         width, height = plan.size
         black = np.zeros((height, width, 3), np.uint8)
         defaults = self.model.defaults
-        words = Words(text=self._text(defaults.prompt), negative=self._text(defaults.negative_prompt))
+        words = self._said(defaults.prompt, defaults.negative_prompt)
         segment = self.segment(plan, words, size=plan.size, observe=observe)
         for index in range(plan.window + _PREPARING_STRIDES * plan.stride):
             frame = Frame(index=index, pts=index, time_base=Fraction(1, 30), image=black)
@@ -231,6 +248,23 @@ class SharedNetworks:
             self._requested.add(built)
         self._preparer.submit(self.prepare, plan)
 
+    def warm_up(self, settings: LiveSettings, source: tuple[int, int]) -> None:
+        """Prepare what a source of this (width, height) may be drawn under, before anyone waits for it.
+
+        With a promise, these are the sizes that give way; what comes after them is built when it is needed.
+
+        Raises:
+            InputError: the settings cannot be met.
+            EngineError: the engine refuses a network or its shapes.
+        """
+        wish = wished(self.check(settings), settings.size.of(*source))
+        plans = [wish] if settings.latency is None else ladder(wish, multiple=self.multiple)
+        for plan in plans:
+            if replace(plan, size=wish.size, steps=wish.steps) != wish:
+                break
+            if not self.is_ready(plan):
+                self.prepare(plan)
+
     def close(self) -> None:
         """Prepare no more; what sessions run still runs."""
         self._preparer.shutdown(wait=False, cancel_futures=True)
@@ -239,15 +273,7 @@ class SharedNetworks:
         size = padded_size(plan.size, self.model.size_multiple)
         return size, plan.window, plan.stride, plan.guidance != 1.0
 
-    def _text(self, prompt: str) -> Tensor:
-        with self._lock:
-            if prompt in self._texts:
-                self._texts.move_to_end(prompt)
-                return self._texts[prompt]
+    def _said(self, prompt: str, negative: str, seed: int = 0) -> Words:
         with self._turns.turn():
-            text = encode_prompt(self._networks["text_encoder"], self._tokenizer, prompt)
-        with self._lock:
-            self._texts[prompt] = text
-            if len(self._texts) > _KEPT_TEXTS:
-                self._texts.popitem(last=False)
-        return text
+            text, without = self._encode(prompt, negative, chunks=self._chunks)
+        return Words(text=text, negative=without, seed=seed)

@@ -18,6 +18,7 @@ from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.words import Words
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.stylizer import Stylizer, Toon
+from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["StylizerSegment"]
 
@@ -34,6 +35,7 @@ class StylizerSegment:
         plan: what is run.
         words: of the first frame.
         size: (width, height) in pixels that toons are delivered at.
+        boundary: called between two windows, where networks may be replaced.
         clock: gives the time.
         conditions_took: told, for every frame, how many seconds its conditions took.
     """
@@ -46,6 +48,7 @@ class StylizerSegment:
         words: Words,
         *,
         size: tuple[int, int],
+        boundary: Callable[[], None],
         clock: Clock,
         conditions_took: Callable[[float], None],
     ) -> None:
@@ -55,7 +58,10 @@ class StylizerSegment:
         self._clock = clock
         self._conditions_took = conditions_took
         scales = model.defaults.controlnets
-        self._conditions = Conditions(scales, size=plan.size, multiple=model.size_multiple)
+        annotated = [name for name in scales if name in model.annotators]
+        self._conditions = Conditions(
+            scales, size=plan.size, multiple=model.size_multiple, annotated=annotated
+        )
         denoiser = Denoiser(
             networks,
             scheduler=make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=plan.steps),
@@ -69,9 +75,18 @@ class StylizerSegment:
                 controlnet_scales=scales,
             ),
             latent_channels=model.latent_channels,
+            at_boundary=boundary,
         )
         self._stylizer = Stylizer(
-            denoiser, networks["vae_decoder"], scale=model.latent_scale, shift=model.latent_shift
+            denoiser,
+            Tiled(
+                networks["vae_decoder"],
+                cost=Cost.of(model.vae_config, itemsize=2 if words.text.is_cuda else 4),
+                memory=available_memory(words.text.device),
+            ),
+            annotators={name: networks[f"annotator_{name}"] for name in annotated},
+            scale=model.latent_scale,
+            shift=model.latent_shift,
         )
         self._sources: deque[Frame] = deque()
         self._pushed = 0

@@ -1,0 +1,202 @@
+"""One viewer's stream with the test as its worker."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from toonstream.config import Size
+from toonstream.errors import InputError
+from toonstream.stream.frame import Frame
+from toonstream.stream.live.core import LiveCore
+from toonstream.stream.live.settings import LiveSettings
+
+FIXED = LiveSettings(size=Size(exact=(512, 384)))
+
+
+class Viewer:
+    """Feeds frames one by one, and takes each through."""
+
+    def __init__(self, live, settings=FIXED, **machine):
+        self.live = live
+        self.machine = live.Machine(slowness=lambda now: 0.1, unevenness=0.0, **machine)
+        self.toons, self.events = [], []
+        self.core = LiveCore(
+            self.machine,
+            settings,
+            deliver=self.toons.append,
+            clock=self.machine.clock,
+            notify=self.events.append,
+        )
+        self.frames = 0
+
+    def feed(self, frames=1, size=(640, 480)):
+        for _ in range(frames):
+            self.machine.now = max(self.machine.now, self.frames / 30)
+            image = self.live.picture(*size, level=self.frames % 256)
+            frame = Frame(
+                index=99, pts=1000 * self.frames, time_base=self.live.time_base, image=image, duration=7
+            )
+            self.core.offer(frame, self.machine.now)
+            self.core.take(self.core.inbox.take(wait=False))
+            self.frames += 1
+
+    def finish(self):
+        self.core.finish()
+        assert [toon.toon.index for toon in self.toons] == list(range(self.frames))
+        assert [toon.toon.pts for toon in self.toons] == [1000 * i for i in range(self.frames)]
+        assert [toon.toon.image[0, 0, 0] for toon in self.toons] == [i % 256 for i in range(self.frames)]
+        assert self.core.in_flight == 0
+
+    @property
+    def seeds(self):
+        return [int(toon.toon.image[0, 0, 1]) for toon in self.toons]
+
+    @property
+    def plans(self):
+        return [event.message for event in self.events if event.kind == "plan"]
+
+
+def test_every_frame_is_delivered_with_its_own_source_pts_and_capture_time(live):
+    viewer = Viewer(live)
+    viewer.feed(20)
+    viewer.finish()
+    for frame, toon in enumerate(viewer.toons):
+        assert toon.source.image.shape == (480, 640, 3)
+        assert (toon.source.index, toon.toon.duration) == (frame, 7)
+        assert toon.captured_at == pytest.approx(frame / 30, abs=0.05)
+        assert toon.committed_at > toon.captured_at
+        assert toon.plan.size == (512, 384)
+    assert all(after.committed_at >= before.committed_at for before, after in pairwise(viewer.toons))
+
+
+def test_a_change_of_seed_or_words_takes_effect_with_the_next_window_and_starts_nothing_anew(live):
+    viewer = Viewer(live)
+    viewer.feed(8)
+    viewer.core.change(LiveSettings(size=FIXED.size, prompt="a longer one", seed=9))
+    viewer.feed(20)
+    viewer.finish()
+    changed = viewer.seeds.index(9)
+    assert changed == 10  # windows are full at 4, 7, 10
+    assert viewer.seeds == [0] * changed + [9] * (28 - changed)
+    assert len(viewer.plans) == 1
+    assert [event.kind for event in viewer.events] == ["plan", "words"]
+
+
+def test_words_are_blended_over_the_windows_asked_for(live):
+    seen = []
+
+    class Listening(live.PlainSegment):
+        def push(self, pushed):
+            seen.append(pushed.words)
+            return super().push(pushed)
+
+    viewer = Viewer(live)
+    viewer.machine.segment = lambda plan, words, **_: Listening(plan)
+    viewer.feed(4)
+    viewer.core.change(LiveSettings(size=FIXED.size, prompt="a b c d", blend=2))
+    viewer.feed(12)
+    levels = [words.text[0, 0, 0].item() for words in seen[-16:]]
+    assert levels[:4] == [3.0] * 4
+    assert levels[4:10] == pytest.approx([3 + 4 * k / 7 for k in range(1, 7)])
+    assert levels[10:] == [7.0] * 6
+    assert all(words is seen[-1] for words in seen[-6:])
+
+
+def test_a_change_of_steps_or_window_goes_over_without_a_gap(live):
+    viewer = Viewer(live)
+    viewer.feed(9)
+    viewer.core.change(LiveSettings(size=FIXED.size, steps=2, window=6, stride=3))
+    viewer.feed(40)
+    viewer.finish()
+    assert viewer.core.plan.steps == 2
+    assert viewer.plans == [
+        "draws 512x384, 1 steps, window 4, stride 3",
+        "goes over to 512x384, 2 steps, window 6, stride 3",
+    ]
+
+
+def test_a_plan_that_has_to_be_built_is_waited_for(live):
+    viewer = Viewer(live, builds=0.5)
+    viewer.feed(9)
+    viewer.core.change(LiveSettings(size=FIXED.size, window=6))
+    viewer.feed(9)
+    assert viewer.core.plan.window == 4
+    viewer.feed(40)
+    viewer.finish()
+    assert viewer.core.plan.window == 6
+    assert len(viewer.plans) == 2
+
+
+def test_a_source_that_becomes_another_picture_is_cut_and_goes_on(live):
+    viewer = Viewer(live, LiveSettings(size=Size(short=384)))
+    viewer.feed(9)
+    viewer.feed(9, size=(480, 640))
+    viewer.finish()
+    assert [toon.plan.size for toon in viewer.toons[9:]] == [(384, 512)] * 9
+    assert viewer.plans[-1].startswith("draws 384x512")
+
+
+def test_a_change_that_cannot_be_met_changes_nothing(live):
+    viewer = Viewer(live)
+    viewer.feed(5)
+    with pytest.raises(InputError, match="too long"):
+        viewer.core.change(LiveSettings(prompt="too long"))
+    with pytest.raises(InputError, match="no style"):
+        viewer.core.change(LiveSettings(style="oil"))
+    viewer.feed(10)
+    viewer.finish()
+    assert [event.kind for event in viewer.events] == ["plan"]
+
+
+def test_a_change_before_the_first_frame_counts_from_the_first_frame(live):
+    viewer = Viewer(live)
+    viewer.core.change(LiveSettings(size=FIXED.size, seed=5, window=2, stride=1))
+    viewer.feed(5)
+    viewer.finish()
+    assert viewer.seeds == [5] * 5
+    assert viewer.core.plan.window == 2
+
+
+def test_the_first_frame_gives_way_when_starting_takes_long(live):
+    machine = live.Machine(slowness=lambda now: 1.0)
+    machine.play(FIXED, 10.0)
+    drops = {(drop.place, drop.reason): drop.count for drop in machine.core.statistics().drops}
+    assert drops["input", "starting"] == 1
+    assert all(toon.committed_at - toon.captured_at < 0.5 for toon in machine.toons)
+
+
+def test_capture_times_of_the_future_are_taken_for_now(live):
+    viewer = Viewer(live)
+    image = live.picture()
+    viewer.core.offer(Frame(index=0, pts=0, time_base=live.time_base, image=image), 1e9)
+    assert viewer.core.inbox.take(wait=False).at == viewer.machine.now
+
+
+def test_statistics_say_what_became_of_every_frame(live):
+    machine = live.Machine(slowness=lambda now: 3.0)
+    machine.play(LiveSettings(latency=0.4, size=Size(short=384)), 30.0)
+    figures = machine.core.statistics()
+    inside = machine.core.in_flight + machine.core.inbox.waiting
+    assert figures.frames_in == figures.frames_out + figures.dropped + inside
+    assert figures.fps_in == pytest.approx(30, rel=0.02)
+    assert figures.latency.p99 <= 0.4
+    assert figures.promise == 0.4
+    assert figures.kept
+    assert {"conditions", "hint_outline", "controlnet_outline", "unet", "vae_decoder", "deliver"} == set(
+        figures.stages
+    )
+    assert {"input", "window", "turn"} == set(figures.waits)
+    assert figures.plan == machine.core.plan
+    assert figures.events == tuple(machine.events)
+
+
+def test_memory_does_not_grow_with_the_stream(live):
+    viewer = Viewer(live)
+    held = []
+    for _ in range(30):
+        viewer.feed(10)
+        held.append((viewer.core.in_flight, len(viewer.core._switching._recent)))
+        viewer.toons.clear()
+    assert max(held[5:]) <= max(held[:5])
+    assert np.max(held) <= 4
