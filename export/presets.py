@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from toonstream.errors import ModelError, SettingError
+from toonstream.errors import SettingError
 from toonstream.export.checkpoints import Defaults
 from toonstream.export.parts.part import Part, is_hub_id
 from toonstream.export.parts.weights import WEIGHT_SUFFIXES
@@ -266,5 +266,5 @@ def _preset(name: str, table: Mapping[str, Any]) -> Preset:
 
 def _part(preset: str, what: str, table: _Table) -> Part:
     if "source" not in table:
-        raise ModelError(f"preset {preset}: {what} has no source; give a hub id or a path")
+        raise SettingError(f"preset {preset}: {what} has no source; give a hub id or a path")
     return Part(**table)
