@@ -16,7 +16,6 @@ def onnx_file(source: NetworkSource) -> Path:
     """
     if source.onnx is None:
         raise EngineError(
-            f"{source.name} has no ONNX file; "
-            "write it with `python -m toonstream.export.onnx MODEL_DIR`, or use --engine torch"
+            f"{source.name} has no ONNX file; write it with `toonstream export MODEL`, or use --engine torch"
         )
     return source.onnx

@@ -12,7 +12,11 @@ from toonstream.errors import EngineError
 
 __all__ = ["OnnxRuntimeEngine", "OnnxRuntimeNetwork"]
 
-_DTYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
+_DTYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(int64)": torch.int64,
+}
 _QUIET = 3  # severity: errors only
 
 

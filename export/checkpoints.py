@@ -14,10 +14,10 @@ built and not before.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,9 +28,11 @@ from toonstream.engines.engine import NetworkSource
 from toonstream.errors import ModelError
 from toonstream.export.networks.temporal import MotionNorm
 
-__all__ = ["EMBEDDINGS", "Defaults", "Model", "open_model", "shipped_model"]
+__all__ = ["EMBEDDINGS", "Defaults", "Model", "Precision", "in_precision", "open_model", "shipped_model"]
 
 EMBEDDINGS = "embeddings.safetensors"
+
+Precision = Literal["float32", "float16"]  # of what an ONNX file computes
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _LEGACY_TEXT_PREFIX = "text_model."  # what transformers before 5 put before every name
@@ -84,6 +86,7 @@ class Model:
             `annotator_NAME`).
         onnx_files: where each network's ONNX file is, or would be if it were exported.
         scheduler_config: `scheduler/scheduler_config.json` as it is.
+        vae_config: `vae/config.json` as it is.
         latent_channels: channels of a latent.
         vae_scale_factor: pixels per latent pixel, along each axis.
         latent_scale, latent_shift: the stream's latents are (encoder's latents - shift) * scale.
@@ -97,6 +100,7 @@ class Model:
     sources: Mapping[str, NetworkSource]
     onnx_files: Mapping[str, Path]
     scheduler_config: Mapping[str, object]
+    vae_config: Mapping[str, Any]
     latent_channels: int
     vae_scale_factor: int
     latent_scale: float
@@ -105,6 +109,12 @@ class Model:
     defaults: Defaults
     tokenizer_path: Path
     embeddings: Mapping[str, range]
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Names of the hints that a network of the model draws."""
+        names = (name.partition("annotator_") for name in self.sources)
+        return tuple(hint for before, found, hint in names if found and not before)
 
 
 def shipped_model() -> Path:
@@ -139,6 +149,7 @@ def open_model(path: Path) -> Model:
         },
         onnx_files={name: file for name, (file, _) in networks.items()},
         scheduler_config=_read(path / "scheduler" / "scheduler_config.json"),
+        vae_config=vae,
         latent_channels=vae["latent_channels"],
         vae_scale_factor=scale_factor,
         latent_scale=float(vae.get("scaling_factor") or 1.0),
@@ -148,6 +159,21 @@ def open_model(path: Path) -> Model:
         tokenizer_path=path / "tokenizer" / "tokenizer.json",
         embeddings=_embedding_ids(path / "text_encoder"),
     )
+
+
+def in_precision(model: Model, precision: Precision) -> Model:
+    """Give a model whose ONNX files compute in a precision; where they are not exported, there are none.
+
+    Those in float32 are `model.onnx` and the like; `model.float16.onnx` lies beside, with the same weights.
+    """
+    if precision == "float32":
+        return model
+    files = {name: path.with_suffix(f".{precision}.onnx") for name, path in model.onnx_files.items()}
+    sources = {
+        name: replace(source, onnx=files[name] if files[name].is_file() else None)
+        for name, source in model.sources.items()
+    }
+    return replace(model, sources=sources, onnx_files=files)
 
 
 def _read(path: Path) -> dict[str, Any]:

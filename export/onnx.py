@@ -7,21 +7,17 @@ no file comes near to protobuf's limit of 2 GB; and an export takes no more memo
 In float32 each weight is followed by a Cast, which every engine folds away when it loads the network. In
 float16 the graph is strongly typed, as TensorRT wants it (`export.half`); its file is another one.
 
-`python -m toonstream.export.onnx MODEL_DIR` writes all ONNX files of a model folder; the same folder
-gives the same bytes.
+`toonstream export MODEL` writes all ONNX files of a model folder; the same folder gives the same bytes.
 """
 
-import argparse
 import json
 import struct
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -29,14 +25,12 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
-from toonstream.errors import ModelError, ToonstreamError
-from toonstream.export.checkpoints import EMBEDDINGS, Model, open_model
+from toonstream.errors import ModelError
+from toonstream.export.checkpoints import EMBEDDINGS, Precision, in_precision, open_model
 from toonstream.export.half import to_half
 from toonstream.export.networks.base import TensorModule, random_inputs
 
-__all__ = ["Precision", "export_model", "export_network", "in_precision"]
-
-Precision = Literal["float32", "float16"]
+__all__ = ["export_model", "export_network"]
 
 _OPSET = 20  # later ones bring operators that TensorRT does not take
 _PREFIX = "network."  # what every wrapper puts before the names of its weights
@@ -53,18 +47,6 @@ class _Stored:
     length: int
     kind: str
     shape: tuple[int, ...]
-
-
-def in_precision(model: Model, precision: Precision) -> Model:
-    """Give a model whose ONNX files are those of a precision; where they are not exported, there are none."""
-    if precision == "float32":
-        return model
-    files = {name: path.with_suffix(f".{precision}.onnx") for name, path in model.onnx_files.items()}
-    sources = {
-        name: replace(source, onnx=files[name] if files[name].is_file() else None)
-        for name, source in model.sources.items()
-    }
-    return replace(model, sources=sources, onnx_files=files)
 
 
 def export_model(
@@ -222,22 +204,3 @@ def _read_header(path: Path) -> Mapping[str, _Stored]:
             )
             stored[name.removeprefix("text_model.")] = place
     return stored
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export a model folder from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m toonstream.export.onnx", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("model_dir", type=Path, help="a model folder in diffusers' layout")
-    try:
-        for path in export_model(parser.parse_args(arguments).model_dir):
-            print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")
-    except ToonstreamError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -43,7 +43,7 @@ _TOKENIZER = {
 
 
 def pack(run: Path, output: Path) -> None:
-    """Write the model folder; the ONNX files are made from it by `python -m toonstream.export.onnx`."""
+    """Write the model folder; the ONNX files are made from it by `toonstream export`."""
     sources = {
         "text_encoder": run / "pictures" / "text_encoder",
         "vae": run / "pictures" / "vae",

@@ -20,6 +20,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="session")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model shaped as Stable Diffusion 1.5 with AnimateDiff, and its full autoencoder; not exported."""
+    return open_model(_beside("sd15").write_model(tmp_path_factory.mktemp("sd15"), motion_norm="frame"))
+
+
+@pytest.fixture(scope="session")
 def writing() -> Any:
     """What writes checkpoints in every layout: `small.py`."""
     return _beside("small")

@@ -1,16 +1,20 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from onnx import TensorProto
 from safetensors import safe_open
 
+from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import ModelError
 from toonstream.export import onnx as export
 from toonstream.export import verify
-from toonstream.export.checkpoints import Model
+from toonstream.export.checkpoints import Model, Precision, in_precision, open_model
 
 NAMES = (
     "text_encoder",
@@ -24,10 +28,116 @@ NAMES = (
 )
 
 
+@pytest.fixture(scope="session")
+def half(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The tiny model, exported in float16."""
+    folder = tmp_path_factory.mktemp("half") / "model"
+    shutil.copytree(model.path, folder, ignore=shutil.ignore_patterns("*.onnx"))
+    written = export.export_model(folder, precision="float16")
+    opened = in_precision(open_model(folder), "float16")
+    assert written == list(opened.onnx_files.values())
+    return opened
+
+
+def load(path: Path) -> onnx.GraphProto:
+    return onnx.load(path, load_external_data=False).graph
+
+
 def test_onnx_runtime_computes_what_torch_computes(model: Model) -> None:
-    comparisons = verify.verify_model(model.path)
+    comparisons = list(verify.verify_model(model.path))
     assert {comparison.network for comparison in comparisons} == set(NAMES)
     assert max(comparison.error for comparison in comparisons) < 1e-5
+
+
+def test_float16_computes_nearly_what_torch_computes(half: Model) -> None:
+    comparisons = list(verify.verify_model(half.path, precision="float16"))
+    assert {comparison.network for comparison in comparisons} == set(NAMES)
+    assert all(comparison.passed for comparison in comparisons)
+    assert 1e-5 < max(comparison.error for comparison in comparisons) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tolerance"),
+    [
+        ("unet", "float16", 1e-2),
+        ("controlnet_outline", "float32", 1e-5),
+        ("vae_encoder", "float32", 1e-5),
+        ("vae_decoder", "float16", 1e-2),
+    ],
+)
+def test_networks_of_sd15_export(
+    sd15: Model, name: str, precision: Precision, tolerance: float, tmp_path: Path
+) -> None:
+    (weights,) = sd15.onnx_files[name].parent.glob("*.safetensors")
+    path, beside = tmp_path / "x.onnx", tmp_path / weights.name
+    shutil.copyfile(weights, beside)
+    module = sd15.sources[name].build()
+    export.export_network(module, path, beside, precision=precision)
+    onnx.checker.check_model(str(path))
+    source = replace(sd15.sources[name], onnx=path, build=lambda: module)
+    shapes = verify.shapes_for(sd15)
+    assert [(shape["h"], shape["w"]) for shape in shapes] == [(8, 8), (8, 16), (24, 16)]
+    errors = verify.compare(TorchEngine().load(source), OnnxRuntimeEngine().load(source), shapes)
+    assert max(errors.values()) < tolerance
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float16_is_strongly_typed_and_exact_where_it_matters(half: Model, name: str) -> None:
+    exported = onnx.load(half.onnx_files[name], load_external_data=False)
+    for value in exported.graph.input:
+        exact = value.name in ("timestep", "input_ids")
+        assert (value.type.tensor_type.elem_type == TensorProto.FLOAT16) is not exact, value.name
+    assert all(value.type.tensor_type.elem_type == TensorProto.FLOAT16 for value in exported.graph.output)
+    graph = onnx.shape_inference.infer_shapes(exported, strict_mode=True).graph
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    for node in graph.node:
+        made = types[node.output[0]]
+        if node.op_type.endswith("Normalization") or node.op_type in ("Sin", "Cos"):
+            assert made == TensorProto.FLOAT
+        if node.op_type in ("Conv", "Gemm", "MatMul", "Softmax", "Resize", "Erf"):
+            assert made == TensorProto.FLOAT16
+    assert not any(node.op_type == "Cast" and node.input[0] in held(graph) for node in graph.node)
+
+
+def held(graph: onnx.GraphProto) -> set[str]:
+    """The weights that are matrices or kernels: no engine is to keep them in float32."""
+    return {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1 and tensor.external_data}
+
+
+def test_float16_and_float32_share_their_weights(model: Model, half: Model) -> None:
+    for name in NAMES:
+        one, other = (
+            {tensor.name: tensor for tensor in graph.initializer if tensor.external_data}
+            for graph in (load(model.onnx_files[name]), load(half.onnx_files[name]))
+        )
+        assert one == other
+        assert one
+
+
+def test_only_what_is_missing_is_exported_where_that_is_asked(model: Model, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model.path, tmp_path / "model"))
+    (folder / "vae" / "decoder.onnx").unlink()
+    begun: list[str] = []
+    written = export.export_model(folder, only_missing=True, started=begun.append)
+    assert (begun, written) == (["vae_decoder"], [folder / "vae" / "decoder.onnx"])
+
+
+def test_exporting_leaves_the_network_as_it_was(model: Model, tmp_path: Path) -> None:
+    path = model.onnx_files["vae_decoder"]
+    (weights,) = path.parent.glob("*.safetensors")
+    module = model.sources["vae_decoder"].build()
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in module.named_parameters()}
+    export.export_network(module, tmp_path / "x.onnx", weights)
+    for name, tensor in module.named_parameters():
+        assert (id(tensor), True) == (before[name][0], torch.equal(tensor, before[name][1]))
+
+
+def test_a_network_that_declares_nothing_is_refused(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="wrap it first"):
+        export.export_network(torch.nn.Linear(1, 1), tmp_path / "x.onnx", tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name", ["unet", "controlnet_outline", "vae_decoder"])
@@ -90,12 +200,3 @@ def test_weights_of_another_network_are_refused(model: Model, tmp_path: Path) ->
     with pytest.raises(ModelError, match="is not what the network holds"):
         export.export_network(model.sources["controlnet_outline"].build(), tmp_path / "x.onnx", other)
     assert not (tmp_path / "x.onnx").exists()
-
-
-@pytest.mark.parametrize("command", [export.main, verify.main])
-def test_commands_say_what_is_wrong(
-    command: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert callable(command)
-    assert command([str(tmp_path / "nowhere")]) == 2
-    assert "nowhere is not a folder" in capsys.readouterr().err
