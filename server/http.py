@@ -153,6 +153,7 @@ class Gate:
 
     def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
+        headers["Server"] = "toonstream"
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "no-referrer"
         headers["Content-Security-Policy"] = _POLICY

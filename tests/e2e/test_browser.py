@@ -21,7 +21,12 @@ from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 from stand_in import Running, running
 
+from toonstream.config import Size
+from toonstream.export.checkpoints import open_model, shipped_model
+from toonstream.server.app import Server
+from toonstream.server.drawing import Drawing
 from toonstream.server.settings import ServerSettings
+from toonstream.stream.live.settings import LiveSettings
 
 CHROMIUM = shutil.which("chromium")
 ARTEFACTS = Path(__file__).parents[1] / "artefacts"
@@ -115,7 +120,7 @@ def _is_failure(line: ConsoleMessage) -> bool:
 async def start(page: Page) -> None:
     await page.wait_for_selector("#styles input", state="attached")
     await page.click("#begin")
-    await page.wait_for_selector('body[data-state="live"]', timeout=20_000)
+    await page.wait_for_selector('body[data-state="live"]', timeout=30_000)
 
 
 async def look(page: Page, video: str = "toon") -> np.ndarray:
@@ -131,7 +136,7 @@ def mostly(colour: tuple[int, int, int]) -> Callable[[np.ndarray], bool]:
 
 async def seen(page: Page, like: Callable[[np.ndarray], bool], video: str = "toon") -> np.ndarray:
     """Wait until the video looks like that."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not like(image := await look(page, video)):
             await asyncio.sleep(0.05)
     return image
@@ -191,7 +196,7 @@ async def test_two_tabs_never_mix_and_a_third_watches(browser: Browser, service:
         link = await one.input_value("#link")
         async with tab(browser, link) as three:
             await three.click("#begin")
-            await three.wait_for_selector('body[data-state="live"]', timeout=20_000)
+            await three.wait_for_selector('body[data-state="live"]', timeout=30_000)
             await seen(three, mostly(AZURE))
             for _ in range(10):
                 assert mostly(AZURE)(await look(one))
@@ -200,7 +205,7 @@ async def test_two_tabs_never_mix_and_a_third_watches(browser: Browser, service:
             await picture_of(three, "watch")
             assert not await three.is_visible("#settings")
             await one.click("#toggle")
-            await three.wait_for_selector('body[data-state="idle"]', timeout=20_000)
+            await three.wait_for_selector('body[data-state="idle"]', timeout=30_000)
 
 
 async def test_h264_is_sent_where_it_is_asked_for(browser: Browser) -> None:
@@ -259,4 +264,26 @@ async def test_what_the_page_says_when_there_is_no_room(browser: Browser) -> Non
         async with aiohttp.ClientSession(service.url) as http:
             (session,) = service.server.registry.sessions
             await http.delete(f"/sessions/{session.key}")
-        await page.wait_for_selector("#toast:visible", timeout=20_000)
+        await page.wait_for_selector("#toast:visible", timeout=30_000)
+
+
+async def test_the_model_that_ships_draws_and_follows_what_is_asked(browser: Browser) -> None:
+    """The one test with networks: small pictures, and a promise that a busy machine can keep."""
+    settings = LiveSettings(size=Size(short=96), latency=2.0)
+    model = open_model(shipped_model())
+    drawing = await asyncio.to_thread(Drawing.load, model, settings, engine="onnxruntime")
+    server = Server(ServerSettings(port=0, latency=2.0), drawing, drawing.catalogue)
+    async with server, tab(browser, server.url) as page:
+        await start(page)
+        source = await seen(page, mostly(ORANGE), "source")
+        toon = await look(page)
+        assert toon.mean() > 60  # not black, ...
+        assert np.abs(toon - source)[8:].mean() > 10  # not the source, ...
+        assert np.abs(toon - source)[8:].mean() < 80  # and yet made of it
+        assert toon[8:, :, 2].mean() < 140
+        await picture_of(page, "drawn")
+        await page.check("#styles input[value='ink']", force=True)
+        await seen(page, lambda image: bool(image[8:, :, 2].mean() > 170))  # ink leaves the paper white
+        await picture_of(page, "drawn-in-ink")
+        (session,) = server.registry.sessions
+        assert session.statistics()["settings"] == {"style": "ink"}
