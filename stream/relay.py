@@ -94,7 +94,7 @@ class RelayNews:
 
     Attributes:
         seconds: since it began.
-        source: `opening`, `open`, `away` or `ended`.
+        source: `opening`, `preparing` (engines are built), `open`, `away` or `ended`.
         source_statistics: the figures of the source.
         jumps: how often the source's clock jumped.
         live: the figures of the session.
@@ -236,7 +236,7 @@ class Relay:
         """
         session = self._make_session(self._take, self._session_ended)
         self._session = session
-        reading = threading.Thread(target=self._read, name="toonstream-source", daemon=True)
+        reading = self._reading = threading.Thread(target=self._read, name="toonstream-source", daemon=True)
         playing = threading.Thread(target=self._play, name="toonstream-playout", daemon=True)
         reading.start()
         playing.start()
@@ -264,6 +264,11 @@ class Relay:
         if failure is not None:
             raise failure
         return news
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether a thread is still deep in a network or an engine, and not waited for."""
+        return self._reading.is_alive() or not self._session.wait(0.0)
 
     def news(self) -> RelayNews:
         """How it does now; from any thread, once `run` has begun."""
@@ -340,7 +345,9 @@ class Relay:
         try:
             size = self._size(width, height)
             if self._prepare is not None:
+                self._state = "preparing"
                 self._prepare((width, height))
+                self._state = "open"
         except ToonstreamError as error:
             self._fail(error)
             return False

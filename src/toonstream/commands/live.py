@@ -1,7 +1,10 @@
 """`toonstream SRC DST…`: a live stream from one address to others."""
 
 import argparse
+import atexit
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, get_args
 
 from toonstream.config import EngineName, Size
-from toonstream.errors import SettingError
+from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+EXIT_ERROR = 2
 _LINE_SECONDS = 5.0  # between two lines where nobody watches a terminal
 _BIT_RATES = (50_000, 100_000_000)  # bits a second
 _MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -168,9 +172,25 @@ def _relay(
             "engine": engine.name,
         }
     )
-    news = relay.run(stopped=lambda: interrupt.number is not None, observe=reporter.progress)
-    reporter.done(news)
-    return 0 if interrupt.number is None else EXIT_SIGNAL + interrupt.number
+    code = EXIT_SIGNAL + signal.SIGINT  # of a second Ctrl-C, which waits for nothing
+    try:
+        news = relay.run(stopped=lambda: interrupt.number is not None, observe=reporter.progress)
+        code = 0 if interrupt.number is None else EXIT_SIGNAL + interrupt.number
+        reporter.done(news)
+    except ToonstreamError:
+        code = EXIT_ERROR
+        raise
+    finally:
+        if relay.left_behind:
+            atexit.register(_leave, code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End the process with threads left in FFmpeg or an engine: Python's own way out aborts over them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _settings(options: argparse.Namespace) -> "LiveSettings":
