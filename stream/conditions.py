@@ -22,7 +22,8 @@ class Conditioned:
 
     Attributes:
         frame: the source frame, resized to the output's size.
-        hints: name → (3, H, W) float32 in [0, 1], padded up to what the networks take.
+        hints: name → (3, H, W) float32 in [0, 1], padded up to what the networks take; for hints that a
+            network draws, the picture that it is to draw from.
     """
 
     frame: Frame
@@ -33,22 +34,29 @@ class Conditions:
     """Resizes, pads and draws the hints of one frame after another. Keeps nothing between frames.
 
     Args:
-        names: the hints wanted: `outline`, `colour`.
+        names: the hints wanted: `outline`, `colour`, and any of `annotated`.
         size: (width, height) in pixels that frames are rendered at.
         multiple: the networks take sides that are multiples of this many pixels.
+        annotated: hints that a network of the model draws, see `Stylizer`.
 
     Raises:
         ModelError: a hint that cannot be drawn.
     """
 
-    def __init__(self, names: Iterable[str], *, size: tuple[int, int], multiple: int) -> None:
+    def __init__(
+        self, names: Iterable[str], *, size: tuple[int, int], multiple: int, annotated: Iterable[str] = ()
+    ) -> None:
         painters: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
             "outline": OutlineExtractor(),
             "colour": lambda image: image,
         }
+        painters |= dict.fromkeys(annotated, painters["colour"])
         unknown = sorted(set(names) - set(painters))
         if unknown:
-            raise ModelError(f"no hint is drawn for {unknown[0]!r}; the model may use {', '.join(painters)}")
+            raise ModelError(
+                f"no hint is drawn for {unknown[0]!r}; put an annotator into annotators/{unknown[0]} of the "
+                f"model folder, or use {', '.join(painters)}"
+            )
         self._painters = {name: painters[name] for name in names}
         self._size = size
         width, height = padded_size(size, multiple)

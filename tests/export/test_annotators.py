@@ -3,15 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toonstream.config import Settings
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import ModelError
@@ -21,6 +24,10 @@ from toonstream.export.networks.annotators.annotator import Annotator
 from toonstream.export.networks.annotators.depth import DepthAnything
 from toonstream.export.onnx import export_network
 from toonstream.export.verify import compare
+from toonstream.stream.clock import Stopwatch
+from toonstream.stream.conditions import Conditions
+from toonstream.stream.frame import Frame
+from toonstream.stream.stylizer import load_stylizer
 
 TINY_OUTLINE = {"model_type": "informative_drawings", "width": 4}
 TINY_SOFTEDGE = {"model_type": "hed", "widths": [3, 4, 4, 6, 6]}
@@ -272,3 +279,31 @@ def test_missing_weights_are_named(
     damage(copy / "annotators" / "softedge")
     with pytest.raises(ModelError, match=message):
         open_model(copy).sources["annotator_softedge"].build()
+
+
+def test_a_stream_draws_its_hints_with_the_models_annotators(annotated: Model, tmp_path: Path) -> None:
+    """Of a model whose second ControlNet wants depth instead of colour, with a prompt of two chunks."""
+    copy = Path(shutil.copytree(annotated.path, tmp_path / "copy"))
+    (copy / "controlnet_colour").rename(copy / "controlnet_depth")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["controlnet_depth"] = index.pop("controlnet_colour")
+    (copy / "model_index.json").write_text(json.dumps(index))
+    settings = json.loads((copy / "toonstream.json").read_text())
+    settings |= {"controlnets": {"outline": 1.0, "depth": 1.0}, "guidance": 2.0, "prompt": "(cat:1.2) " * 80}
+    (copy / "toonstream.json").write_text(json.dumps(settings))
+    model = open_model(copy)
+    assert model.annotators == ("depth", "outline", "softedge")
+
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    frames = [Frame(index=index, pts=index, time_base=Fraction(1, 25), image=image) for index in range(3)]
+    stopwatch = Stopwatch()
+    stylizer = load_stylizer(
+        model, Settings().resolve(model.defaults), engine=OnnxRuntimeEngine(), stopwatch=stopwatch
+    )
+    conditions = Conditions(
+        model.defaults.controlnets, size=(56, 40), multiple=model.size_multiple, annotated=model.annotators
+    )
+    toons = [toon for frame in frames for toon in stylizer.push(conditions(frame))] + [*stylizer.finish()]
+    assert [toon.toon.image.shape for toon in toons] == [(40, 56, 3)] * 3
+    assert stopwatch.seconds.keys() >= {"annotator_outline", "annotator_depth", "unet"}
+    assert "annotator_softedge" not in stopwatch.seconds

@@ -52,8 +52,17 @@ def test_frames_are_resized_and_keep_their_place_in_time() -> None:
 
 
 def test_an_unknown_hint_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"'depth'.*outline, colour"):
+    with pytest.raises(ModelError, match=r"'depth'; put an annotator into annotators/depth.*outline, colour"):
         Conditions(["depth"], size=(32, 32), multiple=8)
+
+
+def test_hints_that_a_network_draws_are_left_to_it() -> None:
+    conditions = Conditions(["outline", "depth"], size=(32, 24), multiple=32, annotated=["outline", "depth"])
+    hints = conditions(frame(32, 24)).hints
+    colour = Conditions(["colour"], size=(32, 24), multiple=32)(frame(32, 24)).hints["colour"]
+    assert hints.keys() == {"outline", "depth"}
+    assert torch.equal(hints["outline"], colour)
+    assert torch.equal(hints["depth"], colour)
 
 
 def test_pictures_come_back_cropped_rounded_and_clipped() -> None:

@@ -33,6 +33,7 @@ class Decoder:
     outputs = ()
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert tensors.keys() == {"latents"}
         assert tensors["latents"].shape == (1, 4, 8, 8)
         return {"image": tensors["latents"][:, :3]}
 
@@ -54,3 +55,19 @@ def test_every_toon_comes_with_its_own_source_frame() -> None:
         assert toon.source.image[0, 0, 0] == index
         assert toon.toon.image.shape == (6, 7, 3)
         assert (toon.toon.image == round((level / 2.0 - 0.5 + 1.0) * 127.5)).all()
+
+
+class Inverse:
+    inputs = ()
+    outputs = ()
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert tensors["image"].shape == (1, 3, 8, 8)
+        return {"hint": 1 - tensors["image"]}
+
+
+def test_hints_that_a_network_draws_are_drawn_before_they_are_used() -> None:
+    stylizer = Stylizer(OneLate(), Decoder(), annotators={"colour": Inverse()})
+    assert not list(stylizer.push(conditioned(0, 0.25)))
+    (toon,) = stylizer.finish()
+    assert (toon.toon.image == round((0.75 + 1.0) * 127.5)).all()
