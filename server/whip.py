@@ -72,9 +72,9 @@ class Whip:
 
     async def end(self, request: web.Request) -> web.Response:
         """The publisher goes; what is in flight is still shown to those who watch."""
-        await self._registry.end(
-            self._session(request), "the publisher ended it", flush=self._settings.grace * 0.6
-        )
+        session = self._session(request)
+        flush = self._settings.grace * 0.6 if session.watchers else 0.0
+        await self._registry.end(session, "the publisher ended it", flush=flush)
         return web.Response(status=200)
 
     async def session_options(self, request: web.Request) -> web.Response:

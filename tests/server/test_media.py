@@ -232,3 +232,19 @@ async def test_the_end_of_the_server_is_the_end_of_all_peers_in_time() -> None:
     for client in (publisher, watcher):
         await until(lambda client=client: client.connection.connectionState in ("closed", "failed"))  # type: ignore[misc]
         await client.close()
+
+
+def test_it_runs_on_uvloop_as_well() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def there_and_back() -> None:
+        async with running(ServerSettings(port=0, latency=0.1)) as service:
+            publisher = await connect(service.http, "/whip", Camera(RED), Microphone())
+            await publisher.picture(is_like(CYAN))
+            watcher = await connect(service.http, publisher.links[WHEP])
+            await watcher.picture(is_like(CYAN))
+            for client in (watcher, publisher):
+                await client.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(there_and_back())

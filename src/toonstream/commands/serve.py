@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 TOKEN_VARIABLE = "TOONSTREAM_TOKEN"
 
-_USAGE = "toonstream serve [options]     see yourself drawn in a browser; WHIP in, WHEP out"
+_USAGE = "toonstream serve [options]     a page that draws you; WHIP in, WHEP out"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="E",
         help=" | ".join(get_args(EngineName)),
     )
-    add("--model", type=Path, metavar="FOLDER", help="another model, in diffusers' layout")
+    add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
     add("-q", "--quiet", action="store_true", help="say nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("-h", "--help", action="help", help="show this, and exit")
@@ -169,9 +169,10 @@ def _run_loop(work: Coroutine[Any, Any, None]) -> int:
 
 
 async def _serve(
-    settings: ServerSettings, live: LiveSettings, folder: Path | None, engine: EngineName, *, quiet: bool
+    settings: ServerSettings, live: LiveSettings, name: str | None, engine: EngineName, *, quiet: bool
 ) -> None:
-    from toonstream.export.checkpoints import open_model, shipped_model
+    from toonstream.engines.select import open_engine
+    from toonstream.export.assemble import load_model
     from toonstream.server.app import Server
     from toonstream.server.drawing import Drawing
     from toonstream.server.live import Change, Deliver, Ended, Live
@@ -191,10 +192,13 @@ async def _serve(
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def load() -> Drawing:
+        model = load_model(name, engine=open_engine(engine).name, say=say)
+        return Drawing.load(model, live, engine=engine)
+
     async with Server(settings, open_live) as server:
         stopping = asyncio.create_task(stop.wait())
-        model = await asyncio.to_thread(open_model, folder or shipped_model())
-        loading = asyncio.create_task(asyncio.to_thread(Drawing.load, model, live, engine=engine))
+        loading = asyncio.create_task(asyncio.to_thread(load))
         await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             drawing = await loading

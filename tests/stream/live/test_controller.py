@@ -115,6 +115,17 @@ def test_a_plan_that_is_not_ready_is_desired_and_another_is_run():
     assert decision.desired == replace(WISH, size=decision.desired.size)
 
 
+def test_what_cannot_be_built_is_left_out():
+    controller = Controller(known(unet=0.01), WISH, promise=0.8, multiple=32)
+    first = controller.decide(fps=30.0, now=0.0, ready=lambda plan: False).desired
+    controller.bar(first)
+    second = controller.decide(fps=30.0, now=1.0, ready=lambda plan: False).desired
+    assert second.size != first.size
+    only = Controller(known(unet=0.01), WISH, promise=None)
+    only.bar(WISH)
+    assert only.decide(fps=30.0, now=0.0).plan == WISH
+
+
 def test_one_bad_decision_changes_nothing_and_two_do():
     costs = known(unet=0.005)
     controller = Controller(costs, WISH, promise=0.8, multiple=32)

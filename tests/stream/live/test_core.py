@@ -149,6 +149,26 @@ def test_a_change_that_cannot_be_met_changes_nothing(live):
     assert [event.kind for event in viewer.events] == ["plan"]
 
 
+def test_a_size_that_the_source_cannot_have_is_refused_when_it_is_asked_for(live):
+    viewer = Viewer(live)
+    viewer.feed(1, size=(1000, 10))
+    with pytest.raises(InputError, match="side"):
+        viewer.core.change(LiveSettings(size=Size(short=384)))
+
+
+def test_a_plan_that_cannot_be_built_is_named_and_what_runs_goes_on(live):
+    viewer = Viewer(live)
+    viewer.machine.request = lambda plan: "the engine refuses it"
+    viewer.feed(6)
+    viewer.core.change(LiveSettings(size=FIXED.size, window=6))
+    viewer.feed(30)
+    viewer.finish()
+    assert viewer.core.plan.window == 4
+    assert viewer.plans[1:] == [
+        "cannot go over to 512x384, 1 steps, window 6, stride 3: the engine refuses it"
+    ]
+
+
 def test_a_change_before_the_first_frame_counts_from_the_first_frame(live):
     viewer = Viewer(live)
     viewer.core.change(LiveSettings(size=FIXED.size, seed=5, window=2, stride=1))

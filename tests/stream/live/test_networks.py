@@ -262,8 +262,9 @@ def test_a_plan_that_cannot_be_built_stays_unready_and_is_tried_once(tokenizer):
 
     networks = stand_ins()
     shared = share(tokenizer, networks | {"unet": Watched(networks["unet"], refuse)})
-    shared.request(PLAN)
-    shared.request(PLAN)
+    assert shared.request(PLAN) is None
+    shared._preparer.submit(int).result(PATIENCE)  # it is done with what came before
+    assert shared.request(PLAN) == "refused"
     shared._preparer.shutdown()
     assert len(calls) == 1
     assert not shared.is_ready(PLAN)
@@ -308,4 +309,5 @@ def test_warming_up_prepares_the_sizes_that_give_way(tokenizer):
     plan = Plan(size=(256, 192), window=4, stride=3, steps=1)
     assert shared.is_ready(plan)
     assert shared.is_ready(replace(plan, size=(224, 160)))
+    assert shared.is_ready(replace(plan, size=(192, 128), window=1, stride=1))
     assert not shared.is_ready(replace(plan, window=2, stride=1))
