@@ -146,18 +146,22 @@ class Controller:
     def ask(self, wish: Plan, *, promise: float | None, multiple: int = 1) -> None:
         """Take other wishes; what was learnt of the machine stays, and what runs until another is ready."""
         self._promise = promise
-        self._plans = (replace(wish, every=1),) if promise is None else tuple(ladder(wish, multiple=multiple))
-        self._places = {plan: place for place, plan in reversed(list(enumerate(self._plans)))}
+        self._take((replace(wish, every=1),) if promise is None else tuple(ladder(wish, multiple=multiple)))
         self._kept = True
         self._wanting = 0
         self._fits_since: float | None = None
         self._improved_at = self._relaxed_at = self._looked_at = float("-inf")
         self._worst: tuple[float, float] | None = None  # (since, seconds)
 
-    @property
-    def promise(self) -> float | None:
-        """Seconds promised."""
-        return self._promise
+    def bar(self, plan: Plan) -> None:
+        """Leave out what cannot be built: all plans of this size, window and stride, but not the last."""
+        left = tuple(each for each in self._plans if not _built_alike(each, plan))
+        if left:
+            self._take(left)
+
+    def _take(self, plans: tuple[Plan, ...]) -> None:
+        self._plans = plans
+        self._places = {plan: place for place, plan in enumerate(plans)}
 
     def observe_latency(self, seconds: float, *, fps: float, now: float) -> None:
         """Note how long a frame took that was captured and committed under the plan in force.
@@ -258,6 +262,10 @@ class Controller:
         assert self._promise is not None
         expected = forecaster(plan)
         return expected.latency / self._promise + 100.0 * max(0.0, expected.load - _ENTER_LOAD)
+
+
+def _built_alike(one: Plan, other: Plan) -> bool:
+    return (one.size, one.window, one.stride) == (other.size, other.window, other.stride)
 
 
 def _windowings(window: int, stride: int) -> list[tuple[int, int]]:

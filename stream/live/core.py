@@ -101,8 +101,8 @@ class Studio(Protocol):
         """Build what the plan needs, wait for it, and run it a little: `observe` is told what that takes."""
         ...
 
-    def request(self, plan: Plan) -> None:
-        """Build what the plan needs some time soon, without waiting."""
+    def request(self, plan: Plan) -> str | None:
+        """Build what the plan needs some time soon, without waiting; or say why it cannot be built."""
         ...
 
 
@@ -146,6 +146,7 @@ class LiveCore:
         self._controller: Controller | None = None
         self._switching: Switching | None = None
         self._aimed: Plan | None = None  # what runs, or is on its way
+        self._refused: Plan | None = None  # the latest that cannot be built
         self._every = 1
         self._came = 0
         self._flight: deque[tuple[float, float]] = deque()  # captured at, pushed at
@@ -185,6 +186,8 @@ class LiveCore:
             InputError: it cannot be met; what is asked for stays as it was.
         """
         self._studio.check(settings)
+        if self._source is not None:
+            settings.size.of(*self._source)
         self._asked = settings
 
     def take(self, captured: Captured) -> None:
@@ -283,7 +286,11 @@ class LiveCore:
         assert self._switching is not None
         decision = self._controller.decide(fps=self._fps(), now=self._clock(), ready=self._studio.is_ready)
         if decision.desired != decision.plan and not self._studio.is_ready(decision.desired):
-            self._studio.request(decision.desired)
+            reason = self._studio.request(decision.desired)
+            if reason is not None and decision.desired != self._refused:
+                self._refused = decision.desired
+                self._controller.bar(decision.desired)
+                self.say("plan", f"cannot go over to {decision.desired}: {reason}")
         self._promise_kept(decision)
         plan = decision.plan
         if plan == self._aimed:

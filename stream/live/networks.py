@@ -143,6 +143,7 @@ class SharedNetworks:
         self._lock = threading.Lock()
         self._ready: set[Built] = set()
         self._requested: set[Built] = set()
+        self._refused: dict[Built, str] = {}
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="toonstream-prepare")
 
     @classmethod
@@ -239,35 +240,44 @@ class SharedNetworks:
             pass
         self._ready.add(self._built(plan))
 
-    def request(self, plan: Plan) -> None:
-        """Prepare a plan on another thread, one after the other; what cannot be built is not tried again."""
+    def request(self, plan: Plan) -> str | None:
+        """Prepare a plan on another thread, one after the other; say why where that has failed."""
         built = self._built(plan)
         with self._lock:
             if built in self._requested:
-                return
+                return self._refused.get(built)
             self._requested.add(built)
-        self._preparer.submit(self.prepare, plan)
+        self._preparer.submit(self._try_to_prepare, plan)
+        return None
 
     def warm_up(self, settings: LiveSettings, source: tuple[int, int]) -> None:
         """Prepare what a source of this (width, height) may be drawn under, before anyone waits for it.
 
-        With a promise, these are the sizes that give way; what comes after them is built when it is needed.
+        With a promise, these are the sizes that give way, and the least of all; what lies between is built
+        when it is needed.
 
         Raises:
             InputError: the settings cannot be met.
             EngineError: the engine refuses a network or its shapes.
         """
         wish = wished(self.check(settings), settings.size.of(*source))
-        plans = [wish] if settings.latency is None else ladder(wish, multiple=self.multiple)
+        plans = [wish]
+        if settings.latency is not None:
+            whole = list(ladder(wish, multiple=self.multiple))
+            plans = [plan for plan in whole if replace(plan, size=wish.size) == wish] + whole[-1:]
         for plan in plans:
-            if replace(plan, size=wish.size, steps=wish.steps) != wish:
-                break
             if not self.is_ready(plan):
                 self.prepare(plan)
 
     def close(self) -> None:
         """Prepare no more; what sessions run still runs."""
         self._preparer.shutdown(wait=False, cancel_futures=True)
+
+    def _try_to_prepare(self, plan: Plan) -> None:
+        try:
+            self.prepare(plan)
+        except Exception as error:  # noqa: BLE001  whatever it is, what runs must go on
+            self._refused[self._built(plan)] = str(error) or type(error).__name__
 
     def _built(self, plan: Plan) -> Built:
         size = padded_size(plan.size, self.model.size_multiple)

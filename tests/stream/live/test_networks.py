@@ -21,6 +21,7 @@ from toonstream.export.tokenizer import PromptTokenizer
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.denoise import Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
+from toonstream.stream.live.controller import ladder
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.session import LiveSession
 from toonstream.stream.live.settings import LiveSettings, Plan
@@ -309,5 +310,7 @@ def test_warming_up_prepares_the_sizes_that_give_way(tokenizer):
     plan = Plan(size=(256, 192), window=4, stride=3, steps=1)
     assert shared.is_ready(plan)
     assert shared.is_ready(replace(plan, size=(224, 160)))
-    assert shared.is_ready(replace(plan, size=(192, 128), window=1, stride=1))
+    least = list(ladder(plan, multiple=shared.multiple))[-1]
+    assert (least.window, least.every) == (1, 12)
+    assert shared.is_ready(least)
     assert not shared.is_ready(replace(plan, window=2, stride=1))
