@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="E",
         help=" | ".join(get_args(EngineName)),
     )
-    add("--model", type=Path, metavar="FOLDER", help="another model, in diffusers' layout")
+    add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
     add("--json", action="store_true", help="one JSON object a line, once a second at most")
     add("-q", "--quiet", action="store_true", help="say nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -129,7 +129,7 @@ def _relay(
     interrupt: Interrupt,
 ) -> int:
     from toonstream.engines.select import open_engine
-    from toonstream.export.checkpoints import open_model, shipped_model
+    from toonstream.export.assemble import load_model
     from toonstream.stream.clock import monotonic
     from toonstream.stream.live.networks import SharedNetworks
     from toonstream.stream.live.session import LiveSession
@@ -139,9 +139,9 @@ def _relay(
 
     settings = _settings(options)
     reporter = _make_reporter(quiet=options.quiet, machine_readable=options.json)
-    model = open_model(options.model or shipped_model())
-    settings.resolve(model.defaults)  # before the networks are loaded, which takes a while
     engine = open_engine(options.engine)
+    model = load_model(options.model, engine=engine.name, say=reporter.note)
+    settings.resolve(model.defaults)  # before the networks are loaded, which takes a while
     shared = SharedNetworks.load(model, engine)
     shared.check(settings)
     relay = Relay(

@@ -16,7 +16,7 @@ __all__ = ["run"]
 
 _USAGE = """toonstream models                list the models that --model knows
        toonstream models show NAME      what it is made of, and where that lies
-       toonstream models get NAME       download its parts, and put them together
+       toonstream models get NAME       download its parts, put them together
        toonstream models prune          remove what is out of date"""
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="toonstream models",
         usage=_USAGE,
-        description="Your own are read from $TOONSTREAM_CONFIG or ~/.config/toonstream/presets.toml.",
+        description="Yours are in $TOONSTREAM_CONFIG, or ~/.config/toonstream/presets.toml.",
         add_help=False,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
