@@ -4,7 +4,7 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -79,7 +79,7 @@ class Opening:
     url: str = field(repr=False)
     shown: str
     format: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
     listens: bool = False
     paced: bool = False
     ends: bool = False
@@ -227,14 +227,14 @@ class LiveSource:
                     mode="r",
                     format=opening.format,
                     options={"max_pixels": str(MAX_PIXELS)},
-                    container_options=dict(opening.options),
+                    container_options=opening.options,
                     metadata_errors="replace",
                     timeout=(
                         _LISTEN_SECONDS if opening.listens else opening.open_timeout,
                         opening.read_timeout,
                     ),
                 )
-            except ExitError as error:
+            except (ExitError, TimeoutError) as error:
                 if not opening.listens:
                     raise self._unopened(error) from error
             except (FFmpegError, OSError, ValueError) as error:
@@ -361,7 +361,7 @@ class LiveSource:
 
     def _unopened(self, error: Exception) -> InputError:
         opening, shown = self.opening, self.opening.shown
-        if isinstance(error, ExitError):
+        if isinstance(error, ExitError | TimeoutError):
             return InputError(
                 f"{shown} shows nothing within {opening.open_timeout:g} s: check that somebody publishes"
             )

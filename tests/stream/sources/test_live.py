@@ -298,12 +298,12 @@ PUBLISH = textwrap.dedent(
     import sys, av
     clip = av.open(sys.argv[1])
     for _ in range(200):
-        target = av.open(sys.argv[2], "w", format="flv")
+        target = av.open(sys.argv[2], "w", format="rtsp" if sys.argv[2].startswith("rtsp") else "flv")
         tracks = [target.add_stream_from_template(stream) for stream in clip.streams]
         try:
             target.start_encoding()
             break
-        except ConnectionRefusedError:
+        except OSError:
             continue
     for packet in clip.demux():
         if packet.size:
@@ -314,16 +314,24 @@ PUBLISH = textwrap.dedent(
 )
 
 
-def test_listening_to_a_publisher_until_it_leaves(make_clip):
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("rtmp://127.0.0.1:{}/live/sesame", r"whoever published to rtmp://127.0.0.1:\d+/live/\*\*\* left"),
+        ("rtsp://127.0.0.1:{}/live", r"rtsp://127.0.0.1:\d+/live stopped sending"),
+    ],
+)
+def test_listening_to_a_publisher_until_it_leaves(make_clip, address, says):
     """The publisher is FFmpeg's, in a process of its own."""
-    clip = make_clip(seconds=1.0)
-    address = f"rtmp://127.0.0.1:{free_port()}/live/sesame"
-    source, seen = LiveSource(open_source(address, listen=True)), []
+    clip, address = make_clip(seconds=1.0), address.format(free_port())
+    source, formats = LiveSource(open_source(address, listen=True)), []
     publisher = subprocess.Popen([sys.executable, "-c", PUBLISH, str(clip), address])
-    with pytest.raises(SourceGone, match=r"whoever published to rtmp://127.0.0.1:\d+/live/\*\*\* left"):
-        seen.extend(source.read(Timeline(), lambda format_: None))  # raises in the middle
+    with pytest.raises(SourceGone, match=says):
+        for _ in source.read(Timeline(), formats.append):
+            pass
     assert publisher.wait(20) == 0
     assert source.statistics.pictures == 24
+    assert formats[0].sound.codec == "aac"
 
 
 def test_whoever_listens_can_be_interrupted():
