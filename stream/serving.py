@@ -10,6 +10,7 @@ from toonstream.engines.select import engine_name, open_engine
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.export.checkpoints import Model
 from toonstream.export.shapes import Envelope, declared_inputs
+from toonstream.export.tokenizer import PromptTokenizer
 from toonstream.stream.conditions import padded_size
 
 __all__ = ["open_stream_engine"]
@@ -46,6 +47,7 @@ def open_stream_engine(
     def padded(limit: tuple[int, int] | None) -> tuple[int, int] | None:
         return None if limit is None else padded_size(limit, model.size_multiple)
 
+    tokenizer = PromptTokenizer(model.tokenizer_path, model.embeddings)
     envelope = Envelope(
         size=padded_size(size, model.size_multiple),
         smallest=padded(smallest),
@@ -55,6 +57,7 @@ def open_stream_engine(
         sides=2 if settings.guidance > 1.0 else 1,
         steps=settings.steps,
         skewed=settings.mode == "skewed",
+        chunks=max(len(tokenizer(prompt).ids) for prompt in (settings.prompt, settings.negative_prompt)),
     )
     engine = open_engine(
         engine_name(name),
