@@ -25,7 +25,8 @@ from toonstream.stream.stylizer import Toon
 __all__ = ["LiveCore", "LiveToon", "Run", "Studio", "wished"]
 
 _ASSUMED_FPS = 30.0  # until the source's rate is known
-_PARDON = 3.0  # seconds that a promise may be broken, as while another plan is made ready, before it is said
+_PARDON = 3.0  # seconds that a promise may be broken before it is said: as while a plan is being built
+_SAME_SHAPE = 0.02  # by how much ratios of sides may differ
 _STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
 
 
@@ -164,6 +165,10 @@ class LiveCore:
         """Frames that are in and not out."""
         return len(self._flight)
 
+    @property
+    def _source_width(self) -> int:
+        return 0 if self._source is None else self._source[0]
+
     def statistics(self) -> LiveStatistics:
         """How it is doing; for any thread."""
         return self.meter.read(
@@ -195,14 +200,17 @@ class LiveCore:
         began = self._clock()
         self.meter.add("wait", "input", began - captured.at, at=began)
         height, width = captured.frame.image.shape[:2]
-        if self._switching is None or (width, height) != self._source:
+        source = width, height
+        if self._switching is None or self._source is None or not _same_shape(source, self._source):
             self._apply_change()
-            self._begin((width, height))
+            self._begin(source)
             if self._clock() - began > _STALE and self.inbox.waiting:
                 self.meter.drop("input", "starting")
                 return
         elif self._switching.at_boundary:
             self._apply_change()
+        if width > self._source_width:
+            self._follow(source)
         assert self._switching is not None
         assert self._track is not None
         frame = replace(captured.frame, index=self._came)
@@ -252,6 +260,18 @@ class LiveCore:
             for toon in self._switching.cut(replace(plan, every=1)):
                 self._out(toon)
         self._take_up(plan, f"draws {plan}")
+
+    def _follow(self, source: tuple[int, int]) -> None:
+        """The source has grown in the same shape: draw larger too, as soon as that is ready.
+
+        Where it shrinks nothing changes: senders shrink pictures for a while when their network is slow.
+        """
+        self._source = source
+        output = self._settings.size.of(*source)
+        if output != self._output:
+            self._output = output
+            self._aim()
+            self._decide()
 
     def _aim(self) -> None:
         """Tell the controller what is wished for."""
@@ -363,6 +383,12 @@ def wished(render: RenderSettings, size: tuple[int, int]) -> Plan:
         stride=render.stride,
         guidance=render.guidance,
     )
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have the same ratio of sides, but for rounding."""
+    across, along = one[0] * other[1], one[1] * other[0]
+    return abs(across - along) <= _SAME_SHAPE * max(across, along)
 
 
 def _said(render: RenderSettings) -> tuple[str, str, int]:

@@ -45,7 +45,7 @@ class LiveSettings:
     stride: int | None = None
     guidance: float | None = None
     latency: float | None = None
-    blend: int = 3
+    blend: int = 4
 
     def __post_init__(self) -> None:
         self._asked()

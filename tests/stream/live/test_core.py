@@ -137,6 +137,26 @@ def test_a_source_that_becomes_another_picture_is_cut_and_goes_on(live):
     assert viewer.plans[-1].startswith("draws 384x512")
 
 
+def test_a_source_that_shrinks_in_the_same_shape_for_a_while_changes_nothing(live):
+    viewer = Viewer(live, LiveSettings(size=Size(short=384, cap=True)))
+    for size in [(640, 480), (480, 360), (320, 240), (322, 241), (640, 480)]:
+        viewer.feed(7, size=size)
+    viewer.finish()
+    assert len(viewer.plans) == 1
+    assert {toon.plan.size for toon in viewer.toons} == {(512, 384)}
+
+
+def test_a_source_that_grows_in_the_same_shape_is_drawn_larger_once_that_is_ready(live):
+    viewer = Viewer(live, LiveSettings(size=Size(short=384, cap=True)), builds=0.5)
+    for size in [(320, 240), (480, 360), (640, 480)]:
+        viewer.feed(10, size=size)
+    viewer.feed(40)
+    viewer.finish()
+    assert [toon.plan.size for toon in viewer.toons[:10]] == [(320, 240)] * 10
+    assert viewer.core.plan.size == (512, 384)
+    assert not any(message.startswith("draws") for message in viewer.plans[1:])
+
+
 def test_a_change_that_cannot_be_met_changes_nothing(live):
     viewer = Viewer(live)
     viewer.feed(5)
