@@ -411,7 +411,10 @@ def test_all_that_is_missing_is_named_at_once(
 ) -> None:
     if why == "unreachable":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        nowhere = "http://127.0.0.1:9"
+        template = nowhere + "/{repo_id}/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nowhere)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the hub's own retries
     copy = shutil.copytree(small.folder, tmp_path / "pipeline")
     (copy / "unet" / "config.json").unlink()

@@ -57,7 +57,9 @@ def skeleton(name: str, small: Any) -> Skeleton:
             )
         case "motion":
             shapes = {key: tuple(value.shape) for key, value in small.networks[name].state_dict().items()}
-            return Skeleton(what="motion", config=None, shapes=shapes, layouts=motion_layouts())
+            return Skeleton(
+                what="motion", config={}, save=Path.exists, shapes=shapes, layouts=motion_layouts()
+            )
     config = networks.read_config(getattr(small, name) / "config.json", name)
     build = networks.controlnet if name == "controlnet" else networks.vae
     return build(config, weights=weights)
