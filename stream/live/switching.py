@@ -66,7 +66,7 @@ class Switching:
         self._pushed = 0  # frames in the segment
         self._next = 0  # index of the next frame that is given out, over all segments
         self._came = 0  # frames over all segments
-        self._recent: deque[Pushed] = deque(maxlen=max(1, plan.window))
+        self._recent: deque[Pushed] = deque(maxlen=plan.window)
         self._wanted: Plan | None = None
         self._last = 0  # where the segment ends, while it is running out
         self._overlap = 0  # frames that the next segment begins before that
@@ -131,6 +131,7 @@ class Switching:
 
     def _begin(self, plan: Plan) -> None:
         self._plan, self._wanted, self._last = plan, None, 0
+        self._recent = deque(self._recent, maxlen=plan.window)
         self._segment = self._start(plan)
         self._pushed = self._faded = 0
 
@@ -153,7 +154,6 @@ class Switching:
         if self._came_at(last) - overlap < self._next:
             last += self._plan.stride
         self._last, self._overlap = last, overlap
-        self._recent = deque(self._recent, maxlen=max(self._plan.window, overlap))
 
     def _change(self) -> Iterator[Toon]:
         """The old segment is at its end: take its toons, and start the new one on the overlapping frames."""
@@ -166,7 +166,8 @@ class Switching:
                 yield self._out(toon)
         again = list(self._recent)[len(self._recent) - overlap :]
         self._begin(self._wanted)
-        self._recent = deque(again, maxlen=max(1, self._plan.window))
+        self._recent.clear()
+        self._recent.extend(again)
         for pushed in again:
             yield from self._into_segment(pushed)
 

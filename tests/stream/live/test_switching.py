@@ -164,3 +164,13 @@ def test_fades_pictures_of_other_sizes_into_the_new_ones(part, level):
     faded = cross_fade(old, new, part)
     assert faded.shape == (12, 16, 3)
     assert (faded == level).all()
+
+
+def test_a_plan_asked_for_before_the_first_frame_is_the_first(live):
+    course = Course(live, Plan(size=SIZE, steps=1, window=1, stride=1))
+    course.switching.ask(Plan(size=SIZE, steps=2, window=2, stride=1))
+    course.push(1)
+    course.switching.ask(Plan(size=SIZE, steps=1, window=2, stride=1))
+    course.push(10)
+    course.finish()
+    assert len(course.segments) == 3
