@@ -18,22 +18,19 @@ from urllib.parse import unquote, urlsplit
 
 from toonstream.errors import OutputError
 from toonstream.stream.address import HIDDEN, shown
-from toonstream.stream.sinks import amf
+from toonstream.stream.rtmp import amf
+from toonstream.stream.rtmp.chunks import HANDSHAKE, ChunkReader, Kind, Message, chunks
 
-__all__ = ["ChunkReader", "FlvTags", "Message", "RtmpPublisher", "RtmpTarget", "chunks"]
+__all__ = ["FlvTags", "RtmpPublisher", "RtmpTarget"]
 
 _PORTS = {"rtmp": 1935, "rtmps": 443}
-_HANDSHAKE = 1536  # bytes, each way
 _CHUNK = 4096  # bytes of payload in one; what others send
+_FAREWELL = 1.0  # seconds that the server may take to read the rest
 _EARLY = 2.0  # seconds; some servers look at the key only once they have accepted it
-_MAX_MESSAGE = 1 << 20  # bytes a server may send at once; it has no reason to
-_EXTENDED = 0xFFFFFF  # in place of a timestamp: the real one follows
 
-_SET_CHUNK_SIZE, _ACKNOWLEDGEMENT, _USER_CONTROL, _WINDOW = 1, 3, 4, 5
-_DATA, _COMMAND, _COMMAND_AMF3 = 18, 20, 17
 _PING, _PONG = 6, 7
 _CONTROL_STREAM, _COMMAND_STREAM = 2, 3
-_CHUNK_STREAMS = {8: 4, 9: 6, _DATA: 5}  # of sound, pictures and data
+_CHUNK_STREAMS = {Kind.SOUND: 4, Kind.PICTURE: 6, Kind.DATA: 5}  # of sound, pictures and data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,126 +75,6 @@ class RtmpTarget:
             application=unquote(application),
             key=key,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """One RTMP message.
-
-    Attributes:
-        kind: its type.
-        timestamp: in milliseconds, modulo 2^32.
-        stream: the message stream it belongs to.
-        payload: what it says.
-    """
-
-    kind: int
-    timestamp: int = 0
-    stream: int = 0
-    payload: bytes
-
-
-def chunks(message: Message, *, chunk_stream: int, size: int) -> bytes:
-    """A message as it goes over the wire, cut into chunks of `size` bytes."""
-    timestamp = message.timestamp & 0xFFFFFFFF
-    extended = struct.pack(">I", timestamp) if timestamp >= _EXTENDED else b""
-    head = (
-        bytes([chunk_stream])
-        + min(timestamp, _EXTENDED).to_bytes(3, "big")
-        + len(message.payload).to_bytes(3, "big")
-        + bytes([message.kind])
-        + message.stream.to_bytes(4, "little")
-        + extended
-    )
-    following = bytes([0xC0 | chunk_stream]) + extended
-    pieces = [message.payload[at : at + size] for at in range(0, len(message.payload), size)] or [b""]
-    return head + following.join(pieces)
-
-
-@dataclass(kw_only=True)
-class _Incoming:
-    timestamp: int = 0
-    length: int = 0
-    kind: int = 0
-    stream: int = 0
-    extended: bool = False
-    payload: bytearray = field(default_factory=bytearray)
-
-
-class ChunkReader:
-    """Puts messages together again. Takes bytes as they come and keeps what is not a whole chunk yet."""
-
-    def __init__(self) -> None:
-        self._waiting = bytearray()
-        self._streams: dict[int, _Incoming] = {}
-        self._size = 128  # bytes of payload in a chunk, until the other side says otherwise
-
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Take bytes; give the messages that are complete.
-
-        Raises:
-            ValueError: this is not RTMP, or longer than anyone has to say.
-        """
-        self._waiting += data
-        while True:
-            message, used = self._chunk(bytes(self._waiting[: self._size + 18]))
-            if not used:
-                return
-            del self._waiting[:used]
-            if message is None:
-                continue
-            if message.kind == _SET_CHUNK_SIZE and len(message.payload) >= 4:
-                self._size = int.from_bytes(message.payload[:4], "big") & 0x7FFFFFFF
-                if not 1 <= self._size <= _MAX_MESSAGE:
-                    raise ValueError(f"chunks of {self._size} bytes")
-            yield message
-
-    def _chunk(self, data: bytes) -> tuple[Message | None, int]:
-        """Read one chunk; gives the message it completes, and the bytes used: 0 if there are too few."""
-        if not data:
-            return None, 0
-        form, number, at = data[0] >> 6, data[0] & 0x3F, 1
-        if number < 2:  # the number is in the next byte, or the next two
-            at = 2 + number
-            if len(data) < at:
-                return None, 0
-            number = 64 + int.from_bytes(data[1:at], "little")
-        length = (11, 7, 3, 0)[form]
-        head, at = data[at : at + length], at + length
-        if len(head) < length:
-            return None, 0
-        known = self._streams.get(number)
-        if known is None:
-            if form == 3:
-                raise ValueError("a chunk that goes on where nothing began")
-            known = _Incoming()
-        timestamp, size, kind, stream = known.timestamp, known.length, known.kind, known.stream
-        extended = known.extended
-        if length:
-            timestamp = int.from_bytes(head[:3], "big")
-            extended = timestamp == _EXTENDED
-        if length >= 7:
-            size, kind = int.from_bytes(head[3:6], "big"), head[6]
-        if length == 11:
-            stream = int.from_bytes(head[7:11], "little")
-        if extended:
-            if len(data) < at + 4:
-                return None, 0
-            timestamp, at = int.from_bytes(data[at : at + 4], "big"), at + 4
-        if size > _MAX_MESSAGE:
-            raise ValueError(f"a message of {size} bytes")
-        piece = data[at : at + min(self._size, size - len(known.payload))]
-        if len(piece) < min(self._size, size - len(known.payload)):
-            return None, 0
-        known.timestamp, known.length, known.kind, known.stream = timestamp, size, kind, stream
-        known.extended = extended
-        known.payload += piece
-        self._streams[number] = known
-        if len(known.payload) < size:
-            return None, at + len(piece)
-        message = Message(kind=kind, timestamp=timestamp, stream=stream, payload=bytes(known.payload))
-        known.payload.clear()
-        return message, at + len(piece)
 
 
 class FlvTags:
@@ -274,7 +151,7 @@ class RtmpPublisher:
         """
         try:
             for kind, time, payload in self._tags.feed(data):
-                if kind == _DATA:
+                if kind == Kind.DATA:
                     payload = amf.encode("@setDataFrame") + payload
                 self._send(
                     Message(kind=kind, timestamp=time, stream=self._stream, payload=payload),
@@ -300,6 +177,10 @@ class RtmpPublisher:
             self._command("FCUnpublish", 6.0, None, self._target.key)
             self._command("deleteStream", 7.0, None, float(self._stream))
             self._socket.shutdown(socket.SHUT_WR)
+            # Closing with something unread would make the other side lose what it has not read itself.
+            self._socket.settimeout(min(self._timeout, _FAREWELL))
+            while self._socket.recv(65536):
+                pass
         self._socket.close()
 
     def _connect(self) -> socket.socket:
@@ -331,19 +212,19 @@ class RtmpPublisher:
             raise self._lost(error, during="the greeting") from error
 
     def _handshake(self) -> None:
-        hello = struct.pack(">II", 0, 0) + os.urandom(_HANDSHAKE - 8)
+        hello = struct.pack(">II", 0, 0) + os.urandom(HANDSHAKE - 8)
         self._socket.sendall(b"\x03" + hello)
         version = self._exactly(1)
         if version != b"\x03":
             raise ValueError("another version")
-        theirs = self._exactly(_HANDSHAKE)
+        theirs = self._exactly(HANDSHAKE)
         self._socket.sendall(theirs)
-        self._exactly(_HANDSHAKE)
+        self._exactly(HANDSHAKE)
 
     def _ask(self) -> None:
         target = self._target
         self._send(
-            Message(kind=_SET_CHUNK_SIZE, payload=struct.pack(">I", _CHUNK)), chunk_stream=_CONTROL_STREAM
+            Message(kind=Kind.SET_CHUNK_SIZE, payload=struct.pack(">I", _CHUNK)), chunk_stream=_CONTROL_STREAM
         )
         self._chunk = _CHUNK
         port = "" if target.port == _PORTS[target.scheme] else f":{target.port}"
@@ -396,7 +277,7 @@ class RtmpPublisher:
             self._take(data)
         while self._inbox:
             message = self._inbox.pop(0)
-            yield amf.decode(message.payload[message.kind == _COMMAND_AMF3 :])
+            yield amf.decode(message.payload[message.kind == Kind.COMMAND_AMF3 :])
 
     def _check(self, words: list[amf.Value]) -> None:
         """Pass over good news; raise bad."""
@@ -429,23 +310,24 @@ class RtmpPublisher:
         """Sort what came: the protocol's own business is done here, commands wait."""
         self._received += len(data)
         for message in self._reader.feed(data):
-            if message.kind in (_COMMAND, _COMMAND_AMF3):
+            if message.kind in (Kind.COMMAND, Kind.COMMAND_AMF3):
                 self._inbox.append(message)
-            elif message.kind == _WINDOW and len(message.payload) >= 4:
+            elif message.kind == Kind.WINDOW and len(message.payload) >= 4:
                 self._window = max(1, int.from_bytes(message.payload[:4], "big"))
-            elif message.kind == _USER_CONTROL and message.payload[:2] == struct.pack(">H", _PING):
+            elif message.kind == Kind.USER_CONTROL and message.payload[:2] == struct.pack(">H", _PING):
                 self._send(
-                    Message(kind=_USER_CONTROL, payload=struct.pack(">H", _PONG) + message.payload[2:6]),
+                    Message(kind=Kind.USER_CONTROL, payload=struct.pack(">H", _PONG) + message.payload[2:6]),
                     chunk_stream=_CONTROL_STREAM,
                 )
         if self._received - self._acknowledged >= self._window:
             self._acknowledged = self._received
             payload = struct.pack(">I", self._received & 0xFFFFFFFF)
-            self._send(Message(kind=_ACKNOWLEDGEMENT, payload=payload), chunk_stream=_CONTROL_STREAM)
+            self._send(Message(kind=Kind.ACKNOWLEDGEMENT, payload=payload), chunk_stream=_CONTROL_STREAM)
 
     def _command(self, *words: amf.Value, stream: int = 0) -> None:
         self._send(
-            Message(kind=_COMMAND, stream=stream, payload=amf.encode(*words)), chunk_stream=_COMMAND_STREAM
+            Message(kind=Kind.COMMAND, stream=stream, payload=amf.encode(*words)),
+            chunk_stream=_COMMAND_STREAM,
         )
 
     def _send(self, message: Message, *, chunk_stream: int) -> None:

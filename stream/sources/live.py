@@ -1,15 +1,12 @@
 """Sources that go on by themselves: networks, cameras, screens; and files, read as fast as they play."""
 
-import errno
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import cast
-from urllib.parse import urlsplit
 
 import av
 import cv2
@@ -40,6 +37,7 @@ from toonstream.errors import InputError
 from toonstream.stream.frame import Frame
 from toonstream.stream.sources.clip import MAX_PIXELS
 from toonstream.stream.sources.picture import PictureReader
+from toonstream.stream.sources.rtmp import Publication, RtmpListener
 from toonstream.stream.sources.sound import Sound, SoundFormat
 from toonstream.stream.sources.timeline import TICK, ArrivalClock, Timeline
 
@@ -181,10 +179,11 @@ class LiveSource:
             InputError: it cannot be opened or read, or stopped sending.
             SourceGone: it ended, and that is not its nature.
         """
-        container = self._open()
-        if container is None:
-            return
-        with closing(container):
+        with ExitStack() as stack:
+            container = self._open(stack)
+            if container is None:
+                return
+            stack.enter_context(closing(container))
             picture, sound = self._streams(container)
             self._counts["opened"] += 1
             timeline.restart()
@@ -205,25 +204,28 @@ class LiveSource:
                     return
                 raise self._lost(error) from error
         if not (stored or self.opening.ends or self._stop.is_set()):
-            raise SourceGone(f"{self.shown} stopped sending")
+            who = f"whoever published to {self.shown} left" if self.opening.listens else None
+            raise SourceGone(who or f"{self.shown} stopped sending")
 
     def interrupt(self) -> None:
         """End waiting and reading, from any thread, as soon as FFmpeg lets go."""
         self._stop.set()
-        if self.opening.listens:  # whoever listens is woken by a caller who has nothing to say
-            parts = urlsplit(self.opening.url)
-            host = parts.hostname or ""
-            with suppress(OSError, ValueError):
-                target = "127.0.0.1" if host in ("", "0.0.0.0") else host
-                socket.create_connection((target, parts.port or 1935), timeout=1.0).close()
 
-    def _open(self) -> InputContainer | None:
-        """Open it; None if a stop came first."""
+    def _open(self, stack: ExitStack) -> InputContainer | None:
+        """Open it, and leave in `stack` what is to be closed later; None if a stop came first."""
         opening = self.opening
+        url: str | Publication = opening.url
+        if opening.listens and opening.url.startswith("rtmp"):
+            listener = RtmpListener(opening.url, timeout=opening.read_timeout, stop=self._stop)
+            with listener:
+                publication = listener.accept()
+            if publication is None:
+                return None
+            url = stack.enter_context(closing(publication))
         while not self._stop.is_set():
             try:
                 return av.open(
-                    opening.url,
+                    url,
                     mode="r",
                     format=opening.format,
                     options={"max_pixels": str(MAX_PIXELS)},
@@ -234,6 +236,8 @@ class LiveSource:
                         opening.read_timeout,
                     ),
                 )
+            except InputError:  # a publisher's, who says nothing
+                raise
             except (ExitError, TimeoutError) as error:
                 if not opening.listens:
                     raise self._unopened(error) from error
@@ -355,8 +359,6 @@ class LiveSource:
         opening = self.opening
         if isinstance(error, ExitError):
             return InputError(f"{opening.shown} has sent nothing for {opening.read_timeout:g} s")
-        if opening.listens and error.errno == errno.EIO:  # FFmpeg's word for a publisher who leaves
-            return SourceGone(f"whoever published to {opening.shown} left")
         return InputError(f"{opening.shown} broke off ({_reason(error)})")
 
     def _unopened(self, error: Exception) -> InputError:

@@ -58,7 +58,7 @@ def open_source(address: str, *, listen: bool = False) -> Opening:
         flags = {"rtsp_flags": "listen", "listen_timeout": "60"} if listen else {"rtsp_flags": "prefer_tcp"}
         return replace(opening, options=opening.options | flags)
     if listen:
-        return replace(opening, options=opening.options | {"listen": "1"})
+        return replace(opening, format="flv")
     if family in ("http", "https"):
         return replace(opening, ahead=_AHEAD_WEB)
     return opening

@@ -318,7 +318,7 @@ PUBLISH = textwrap.dedent(
     ("address", "says"),
     [
         ("rtmp://127.0.0.1:{}/live/sesame", r"whoever published to rtmp://127.0.0.1:\d+/live/\*\*\* left"),
-        ("rtsp://127.0.0.1:{}/live", r"rtsp://127.0.0.1:\d+/live stopped sending"),
+        ("rtsp://127.0.0.1:{}/live", r"whoever published to rtsp://127.0.0.1:\d+/live left"),
     ],
 )
 def test_listening_to_a_publisher_until_it_leaves(make_clip, address, says):

@@ -32,14 +32,9 @@ def test_a_clip_reaches_no_network(make_clip):
     assert open_source(f"file://{make_clip()}").url == opening.url
 
 
-@pytest.mark.parametrize(
-    ("address", "option"),
-    [("rtmp://127.0.0.1/live/key", ("listen", "1")), ("rtsp://127.0.0.1:554/x", ("rtsp_flags", "listen"))],
-)
-def test_listening(address, option):
-    opening = open_source(address, listen=True)
-    assert opening.listens
-    assert option in opening.options.items()
+@pytest.mark.parametrize("address", ["rtmp://127.0.0.1/live/key", "rtsp://127.0.0.1:554/x"])
+def test_listening(address):
+    assert open_source(address, listen=True).listens
     assert not open_source(address).listens
 
 
