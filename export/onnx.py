@@ -154,7 +154,6 @@ def _hollow(module: nn.Module) -> Iterator[None]:
 def _attach_weights(model: ModelProto, state: Mapping[str, Tensor], weights: Path) -> None:
     """Turn inputs that are weights into pointers into their file, each followed by a Cast to float32."""
     stored = _read_header(weights)
-    content = np.memmap(weights, mode="r")
     inputs, initializers, casts = [], list(model.graph.initializer), []
     for value in model.graph.input:
         if value.name not in state:
@@ -164,7 +163,7 @@ def _attach_weights(model: ModelProto, state: Mapping[str, Tensor], weights: Pat
         place = stored.get(key)
         if place is None:
             raise ModelError(f"{weights} does not hold {key}; load the network from this file")
-        raw = torch.from_numpy(content[place.offset : place.offset + place.length].copy())
+        raw = torch.from_numpy(np.fromfile(weights, np.uint8, count=place.length, offset=place.offset))
         if not torch.equal(raw.view(_DTYPES[place.kind]).reshape(place.shape).float(), state[value.name]):
             raise ModelError(
                 f"{weights}: {key} is not what the network holds; load the network from this file"
