@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import suppress
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -105,6 +104,7 @@ class Lane(Generic[T]):
         dropped: is told of drops.
         leading: this lane decides the delay of `playout`; sound only follows.
         sent: is told the seconds from capture to hand-out of every packet.
+        failed: is told why encoding cannot go on.
         clock: the time.
     """
 
@@ -118,6 +118,7 @@ class Lane(Generic[T]):
         dropped: Drop,
         leading: bool,
         sent: Callable[[float], None] = lambda latency: None,
+        failed: Callable[[str], None] = lambda reason: None,
         clock: Clock = monotonic,
     ) -> None:
         self._make_encoder = make_encoder
@@ -127,6 +128,7 @@ class Lane(Generic[T]):
         self._dropped = dropped
         self._leading = leading
         self._sent = sent
+        self._failed = failed
         self._clock = clock
         self._waiting: deque[tuple[T, float]] = deque()  # with the time that each came
         self._arrived = asyncio.Event()
@@ -147,6 +149,7 @@ class Lane(Generic[T]):
         self._key_wanted = True
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="lane")
+            self._task.add_done_callback(self._note_failure)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -185,8 +188,7 @@ class Lane(Generic[T]):
         self.end()
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
         self._close_all()
 
     async def drained(self) -> None:
@@ -224,6 +226,12 @@ class Lane(Generic[T]):
                 self._sent(self._clock() - encoded.captured_at)
                 for subscription in tuple(self._subscriptions):
                     subscription.offer(encoded)
+
+    def _note_failure(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._close_all()
+            self._failed(f"encoding failed: {type(error).__name__}: {error}")
 
     def _takes_key(self) -> bool:
         now = self._clock()

@@ -10,6 +10,7 @@ import numpy as np
 from aiortc import MediaStreamTrack, RTCRtpReceiver
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from toonstream.server.fanout import Drop
@@ -88,7 +89,7 @@ async def read_video(
 
     async def convert() -> None:
         loop = asyncio.get_running_loop()
-        capture = CaptureClock()
+        capture, reformatter = CaptureClock(), VideoReformatter()
         index = 0
         while True:
             while not newest:
@@ -98,17 +99,22 @@ async def read_video(
                 await arrived.wait()
             frame, arrival = newest.popleft()
             captured_at = capture.captured_at(*_time_of(frame, arrival), arrival)
-            await loop.run_in_executor(threads, _pass_on, frame, index, captured_at, offer)
+            await loop.run_in_executor(threads, _pass_on, reformatter, frame, index, captured_at, offer)
             index += 1
 
+    reading = asyncio.create_task(read(), name="read")
     converting = asyncio.create_task(convert(), name="convert")
     try:
-        reason = await read()
+        await asyncio.wait({reading, converting}, return_when=asyncio.FIRST_COMPLETED)
+        if converting.done():  # it only ends before reading does where it failed
+            converting.result()
+        reason = reading.result()
         ended = True
         arrived.set()
         await converting
         return reason
     finally:
+        reading.cancel()
         converting.cancel()
 
 
@@ -137,9 +143,9 @@ def _time_of(frame: AudioFrame | VideoFrame, arrival: float) -> tuple[int, Fract
     return frame.pts, Fraction(frame.time_base.numerator, frame.time_base.denominator)
 
 
-def _pass_on(frame: VideoFrame, index: int, captured_at: float, offer: Deliver) -> None:
-    image: NDArray[np.uint8] = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    offer(
-        Frame(index=index, pts=round(captured_at / _TICKS), time_base=_TICKS, image=image),
-        captured_at,
-    )
+def _pass_on(
+    reformatter: VideoReformatter, frame: VideoFrame, index: int, captured_at: float, offer: Deliver
+) -> None:
+    rgb = reformatter.reformat(frame, format="rgb24")
+    image: NDArray[np.uint8] = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+    offer(Frame(index=index, pts=round(captured_at / _TICKS), time_base=_TICKS, image=image), captured_at)

@@ -141,6 +141,7 @@ class Session:
             threads=threads,
             dropped=metrics.dropped,
             leading=False,
+            failed=self.over,
         )
         self.peer = self.make_peer(self.over)
 
@@ -172,6 +173,8 @@ class Session:
         self._tasks.append(asyncio.create_task(self._read_video(), name="video intake"))
         if "audio" in self.peer.received:
             self._tasks.append(asyncio.create_task(self._read_sound(), name="sound intake"))
+        for task in self._tasks:
+            task.add_done_callback(self._note_failure)
         return answer
 
     async def watch(self, offer: Offer, lost: Callable[[Watcher, str], None]) -> tuple[Watcher, str]:
@@ -284,6 +287,7 @@ class Session:
             dropped=self._metrics.dropped,
             leading=True,
             sent=self._shown,
+            failed=self.over,
         )
 
     def _connect(self, peer: Peer, tracks: Sequence[LaneTrack]) -> None:
@@ -319,6 +323,11 @@ class Session:
 
     async def _read_sound(self) -> None:
         await read_sound(self.peer.received["audio"], self._sound.feed)
+
+    def _note_failure(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.over(f"reading failed: {type(error).__name__}: {error}")
 
     def _captured(self) -> None:
         self._in.count(monotonic())

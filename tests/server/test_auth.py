@@ -1,6 +1,6 @@
 """Who may do what."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toonstream.server.auth import RateLimiter, bearer, host_allowed, origin_allowed, token_matches
@@ -40,6 +40,7 @@ def test_on_loopback_a_foreign_name_is_no_name_of_ours() -> None:
         assert not host_allowed(name, "127.0.0.1")
 
 
+@settings(deadline=None)
 @given(
     rate=st.floats(0.1, 50), burst=st.floats(1, 20), steps=st.lists(st.floats(0, 3), min_size=1, max_size=80)
 )

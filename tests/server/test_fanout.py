@@ -119,3 +119,26 @@ async def test_whoever_leaves_is_forgotten(lane: tuple[Lane[int], Counter[tuple[
     lane[0].feed(2)
     assert lane[0].watchers == 0
     assert await read(subscription, 2) == [1]
+
+
+async def test_an_encoder_that_fails_says_why_and_ends_what_is_watched() -> None:
+    class Broken:
+        def encode(self, item: object, *, key: bool) -> list[Encoded]:
+            raise ValueError("no such codec")
+
+    reasons: list[str] = []
+    with ThreadPoolExecutor(1) as threads:
+        lane: Lane[int] = Lane(
+            Broken,
+            lambda item: 0.0,
+            Playout(initial=0.0),
+            threads=threads,
+            dropped=lambda *place: None,
+            leading=False,
+            failed=reasons.append,
+        )
+        subscription = lane.subscribe()
+        lane.feed(1)
+        assert await subscription.next() is None
+        assert reasons == ["encoding failed: ValueError: no such codec"]
+        await lane.close()

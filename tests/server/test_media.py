@@ -141,6 +141,14 @@ async def test_a_core_that_fails_ends_its_session_with_the_reason(service: Runni
     await publisher.close()
 
 
+async def test_a_core_that_raises_ends_its_session_with_the_reason(service: Running) -> None:
+    publisher = await connect(service.http, "/whip", Camera(RED))
+    await publisher.picture()
+    service.cores[0].changes.clear()  # the stand-in stumbles over that
+    assert await ended(service, publisher) == "reading failed: IndexError: list index out of range"
+    await publisher.close()
+
+
 async def test_sound_is_delayed_as_the_picture_is() -> None:
     async with running(ServerSettings(port=0, latency=0.1)) as service:
         publisher = await connect(service.http, "/whip", Camera(RED), Microphone())

@@ -1,7 +1,7 @@
 """Offers and fragments, good and bad."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toonstream.errors import InputError
@@ -72,6 +72,7 @@ def test_other_fragments_are_refused(text: str) -> None:
         parse_fragment(text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="av=m:-0123456789 \r\ncndiateosruflgk", max_size=200))
 def test_nonsense_is_refused_and_nothing_worse(text: str) -> None:
     for read in (parse_fragment, sending_codecs, lambda text: read_offer(f"v=0{text}", candidates=2)):

@@ -3,7 +3,7 @@
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toonstream.server.timing import CaptureClock, Playout
@@ -11,6 +11,7 @@ from toonstream.server.timing import CaptureClock, Playout
 MILLI = Fraction(1, 1000)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.002, 0.01, 0.05, 0.2]), min_size=30, max_size=100))
 def test_capture_times_are_even_where_arrivals_are_not(held_up: list[float]) -> None:
     clock = CaptureClock()
@@ -24,6 +25,7 @@ def test_capture_times_are_even_where_arrivals_are_not(held_up: list[float]) -> 
         assert abs(times[index] - 5.0 - 0.033 * index - delays[least]) < 0.02
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-(10**6), 10**6), st.floats(0.0, 5.0)), min_size=1, max_size=60))
 def test_a_clock_that_jumps_never_turns_time_back_nor_ahead(frames: list[tuple[int, float]]) -> None:
     clock = CaptureClock()
@@ -68,6 +70,7 @@ def test_one_late_frame_is_soon_forgotten() -> None:
     assert all(before - after < 0.05 for before, after in pairwise(delays[30:]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 30.0), min_size=1, max_size=200))
 def test_the_delay_stays_within_its_limit(latenesses: list[float]) -> None:
     playout = Playout(initial=0.4, limit=2.0)

@@ -1,0 +1,413 @@
+"""The live service over real peer connections on this machine.
+
+    python bench/live.py media [--watchers 0 1 5 10]   CPU of the way in and out, without networks
+    python bench/live.py churn [--visits 100]          watchers that come and go; memory before and after
+    python bench/live.py glass [--sizes 256 384] [--promises 200ms 400ms 800ms] [--seconds 20]
+
+`media` compares three servers that give back what they are sent, 640×480 at 30 fps: ours (pictures through
+the whole server, a copy for a network); aiortc's own (the track handed back and relayed, decoded and encoded
+by aiortc, once for each watcher); and what peers do, one JPEG after the other over a WebSocket, there and
+back. The CPU is that of the server's process alone; camera and screens are in this one.
+
+`glass` measures from glass to glass: the camera shows light and dark in turn, and what counts is the time
+from a change in front of the camera to the same change on the screen, through two encoders, two decoders,
+and the networks that ship.
+"""
+
+import argparse
+import asyncio
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from fractions import Fraction
+from statistics import median
+
+import aiohttp
+import cv2
+import numpy as np
+import psutil
+from aiohttp import web
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.contrib.media import MediaRelay
+from av import VideoFrame
+from numpy.typing import NDArray
+
+from toonstream.config import Size
+from toonstream.server.app import Server
+from toonstream.server.live import Catalogue, Change, Deliver, Ended
+from toonstream.server.settings import Limits, ServerSettings
+from toonstream.stream.frame import Frame
+from toonstream.stream.live.settings import LiveSettings, parse_latency
+
+_WIDTH, _HEIGHT, _RATE = 640, 480, 30
+_SDP = {"Content-Type": "application/sdp"}
+_SETTLE = 3.0  # seconds that are not measured
+_LIMITS = Limits(offers_per_minute=1e6, changes_per_second=1e6)
+
+
+class Copier:
+    """A live core that copies every picture, as one that draws would at least have to."""
+
+    def __init__(self, change: Change, deliver: Deliver, ended: Ended) -> None:
+        self._deliver = deliver
+
+    def offer(self, frame: Frame, captured_at: float) -> None:
+        """Give it back."""
+        image = frame.image.copy()
+        self._deliver(
+            Frame(index=frame.index, pts=frame.pts, time_base=frame.time_base, image=image), captured_at
+        )
+
+    def change(self, change: Change) -> None:
+        """Nothing to be changed."""
+
+    def finish(self) -> None:
+        """Nothing is in flight."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def statistics(self) -> Mapping[str, object]:
+        """None."""
+        return {}
+
+
+# ---- servers, each in a process of its own
+
+
+async def _serve_ours() -> None:
+    catalogue = Catalogue(model="copy", prompt="", styles=(), steps=1, window=1, latency=0.1)
+    settings = ServerSettings(port=0, latency=0.1, max_watchers=1000, limits=_LIMITS)
+    async with Server(settings, Copier, catalogue) as server:
+        print(server.port, flush=True)
+        await asyncio.Event().wait()
+
+
+async def _serve_aiortc() -> None:
+    """The few lines that aiortc's examples need for the same."""
+    peers: list[RTCPeerConnection] = []
+    relay = MediaRelay()
+    source: list[MediaStreamTrack] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        peers.append(peer)
+
+        @peer.on("track")
+        def _(track: MediaStreamTrack) -> None:
+            source.append(track)
+            peer.addTrack(relay.subscribe(track))
+
+        if request.path.startswith("/whep"):
+            peer.addTrack(relay.subscribe(source[0]))
+        await peer.setRemoteDescription(RTCSessionDescription(await request.text(), "offer"))
+        await peer.setLocalDescription(await peer.createAnswer())
+        headers = {"Location": "/x", "Link": '</whep/x>; rel="urn:toonstream:whep"'}
+        return web.Response(status=201, text=peer.localDescription.sdp, headers=headers)
+
+    app = web.Application()
+    app.router.add_post("/whip", answer)
+    app.router.add_post("/whep/x", answer)
+    await _listen(app)
+
+
+async def _serve_jpeg() -> None:
+    async def talk(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=0)
+        await socket.prepare(request)
+        async for message in socket:
+            image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
+            await socket.send_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/jpeg", talk)
+    await _listen(app)
+
+
+async def _listen(app: web.Application) -> None:
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
+_SERVERS = {"ours": _serve_ours, "aiortc": _serve_aiortc, "jpeg": _serve_jpeg}
+
+
+@asynccontextmanager
+async def _server(kind: str) -> AsyncIterator[tuple[str, psutil.Process]]:
+    words = [sys.executable, __file__, "--serve", kind]
+    process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    port = int(await process.stdout.readline())
+    try:
+        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+# ---- camera and screen
+
+
+def _scene(index: int) -> NDArray[np.uint8]:
+    """A picture that is neither still nor noise."""
+    rows, columns = np.mgrid[0:_HEIGHT, 0:_WIDTH]
+    waves = 127 + 60 * np.sin((columns + 5 * index) / 40) + 60 * np.cos((rows - 3 * index) / 30)
+    image = np.stack([waves, np.roll(waves, 90, 1), 255 - waves], -1).astype(np.uint8)
+    cv2.circle(image, ((index * 9) % _WIDTH, 240), 60, (250, 240, 230), -1)
+    return image
+
+
+class Camera(MediaStreamTrack):
+    """Shows pictures at 30 fps.
+
+    Args:
+        picture: gives the picture of an index.
+    """
+
+    kind = "video"
+
+    def __init__(self, picture: Callable[[int], NDArray[np.uint8]]) -> None:
+        super().__init__()
+        self._picture = picture
+        self._index = 0
+        self._began: float | None = None
+
+    async def recv(self) -> VideoFrame:
+        """The next picture, when it is due."""
+        loop = asyncio.get_running_loop()
+        self._began = self._began or loop.time()
+        await asyncio.sleep(self._began + self._index / _RATE - loop.time())
+        frame = VideoFrame.from_ndarray(self._picture(self._index), format="rgb24")
+        frame.pts, frame.time_base = self._index * 3000, Fraction(1, 90_000)
+        self._index += 1
+        return frame
+
+
+class Screen:
+    """One peer connection and the frames that come."""
+
+    def __init__(self) -> None:
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.frames = 0
+        self.location = ""
+        self.link = ""
+        self._watching: asyncio.Task[None] | None = None
+
+    async def connect(
+        self,
+        http: aiohttp.ClientSession,
+        endpoint: str,
+        camera: Camera | None = None,
+        shown: Callable[[VideoFrame], None] = lambda frame: None,
+    ) -> None:
+        """Publish, or watch where there is no camera."""
+        self.peer.on("track", lambda track: self._watch(track, shown))
+        self.peer.addTransceiver(camera or "video", direction="sendrecv" if camera else "recvonly")
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        response = await http.post(endpoint, data=self.peer.localDescription.sdp, headers=_SDP)
+        assert response.status == 201, await response.text()
+        self.location = response.headers["Location"]
+        for link in response.headers.getall("Link", []):
+            match = re.fullmatch(r'<([^>]+)>; rel="urn:toonstream:whep"', link)
+            self.link = match[1] if match else self.link
+        await self.peer.setRemoteDescription(RTCSessionDescription(await response.text(), "answer"))
+
+    def _watch(self, track: MediaStreamTrack, shown: Callable[[VideoFrame], None]) -> None:
+        async def look() -> None:
+            while True:
+                frame = await track.recv()
+                assert isinstance(frame, VideoFrame)
+                self.frames += 1
+                shown(frame)
+
+        self._watching = asyncio.create_task(look())
+
+    async def first(self) -> None:
+        """Wait for a picture."""
+        async with asyncio.timeout(60):
+            while not self.frames:
+                await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Turn it off."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self.peer.close()
+
+
+# ---- what is measured
+
+
+async def _media(watchers: Sequence[int], seconds: float) -> None:
+    scene = [_scene(index) for index in range(60)]
+    print("| server | watchers | cores | fps on the first screen |\n|---|---|---|---|")
+    for kind in ("ours", "aiortc"):
+        for count in watchers:
+            async with _server(kind) as (url, process), aiohttp.ClientSession(url) as http:
+                screens = [Screen()]
+                await screens[0].connect(http, "/whip", Camera(lambda index: scene[index % 60]))
+                await screens[0].first()
+                for _ in range(count):
+                    screens.append(Screen())
+                    await screens[-1].connect(http, screens[0].link)
+                await asyncio.sleep(_SETTLE)
+                cores, fps = await _load(process, screens[0], seconds)
+                print(f"| {kind} | {count} | {cores:.2f} | {fps:.1f} |", flush=True)
+                await asyncio.gather(*(screen.close() for screen in screens))
+    async with _server("jpeg") as (url, process), aiohttp.ClientSession(url) as http:
+        cores, fps = await _ping_pong(http, process, scene, seconds)
+        print(f"| JPEG over a WebSocket | 0 | {cores:.2f} | {fps:.1f} |")
+
+
+async def _load(process: psutil.Process, screen: Screen, seconds: float) -> tuple[float, float]:
+    before, frames, begin = _cpu(process), screen.frames, time.perf_counter()
+    await asyncio.sleep(seconds)
+    passed = time.perf_counter() - begin
+    return (_cpu(process) - before) / passed, (screen.frames - frames) / passed
+
+
+async def _ping_pong(
+    http: aiohttp.ClientSession, process: psutil.Process, scene: list[NDArray[np.uint8]], seconds: float
+) -> tuple[float, float]:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+    pictures = [cv2.imencode(".jpg", image, quality)[1].tobytes() for image in scene]
+    async with http.ws_connect("/jpeg", max_msg_size=0) as socket:
+        before, begin, index = _cpu(process), time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds:
+            await asyncio.sleep(begin + index / _RATE - time.perf_counter())
+            await socket.send_bytes(pictures[index % 60])
+            await socket.receive_bytes()
+            index += 1
+        return (_cpu(process) - before) / passed, index / passed
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def _churn(visits: int) -> None:
+    scene = [_scene(index) for index in range(60)]
+    async with _server("ours") as (url, process), aiohttp.ClientSession(url) as http:
+        publisher = Screen()
+        await publisher.connect(http, "/whip", Camera(lambda index: scene[index % 60]))
+        await publisher.first()
+
+        async def visit() -> float:
+            begin, screen = time.perf_counter(), Screen()
+            await screen.connect(http, publisher.link)
+            await screen.first()
+            seconds = time.perf_counter() - begin
+            assert (await http.delete(screen.location)).status == 200
+            await screen.close()
+            return seconds
+
+        memory, waits = [], []
+        for _ in range(4):  # the first round is for caches to fill
+            waits += [seconds for _ in range(-(-visits // 5)) for seconds in await _at_once(visit, 5)]
+            memory.append(process.memory_info().rss / 2**20)
+        threads = process.num_threads()
+        figures = ", ".join(f"{megabytes:.0f}" for megabytes in memory)
+        print(f"4 × {visits} watchers, 5 at a time: first picture after {median(waits):.2f} s (median)")
+        print(f"memory after each round: {figures} MiB; {threads} threads at the end")
+        await publisher.close()
+
+
+async def _at_once(visit: Callable[[], "asyncio._CoroutineLike[float]"], count: int) -> list[float]:
+    return list(await asyncio.gather(*(visit() for _ in range(count))))
+
+
+async def _glass(sizes: Sequence[int], promises: Sequence[str], seconds: float, engine: str) -> None:
+    from toonstream.export.checkpoints import open_model, shipped_model
+    from toonstream.server.drawing import Drawing
+
+    print("| side | promise | p50 | p95 | longest | changes seen | fps | server p50 | p99 | plan |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for side in sizes:
+        for promise in promises:
+            latency = parse_latency(promise)
+            live = LiveSettings(size=Size(short=side), latency=latency)
+            drawing = await asyncio.to_thread(Drawing.load, open_model(shipped_model()), live, engine=engine)
+            settings = ServerSettings(port=0, latency=latency, limits=_LIMITS)
+            async with Server(settings, drawing, drawing.catalogue) as server:
+                await _flashes(server, f"| {side} | {promise} ", seconds)
+
+
+async def _flashes(server: Server, row: str, seconds: float) -> None:
+    period = 37  # frames from one change to the next, which is no multiple of any stride
+    sent: dict[int, float] = {}
+    seen: dict[int, float] = {}
+    bright = False
+
+    def picture(index: int) -> NDArray[np.uint8]:
+        number = index // period
+        if index % period == 0:
+            sent[number] = time.perf_counter()
+        dark = _scene(index) // 3
+        return dark + 150 if number % 2 else dark
+
+    def shown(frame: VideoFrame) -> None:
+        nonlocal bright
+        level = float(frame.to_ndarray(format="gray8").mean())
+        if (level > 130) != bright:
+            bright = not bright
+            now = time.perf_counter()
+            number = next((n for n in sorted(sent) if n not in seen and (n % 2 == 1) == bright), None)
+            if number is not None:
+                for earlier in [n for n in sent if n < number]:
+                    seen.setdefault(earlier, float("nan"))
+                seen[number] = now
+
+    screen = Screen()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http:
+        await screen.connect(http, "/whip", Camera(picture), shown)
+        await screen.first()
+        await asyncio.sleep(3 * _SETTLE)  # the controller finds its plan
+        begin, frames = time.perf_counter(), screen.frames
+        await asyncio.sleep(seconds)
+        fps = (screen.frames - frames) / (time.perf_counter() - begin)
+        (session,) = server.registry.sessions
+        figures = session.statistics()
+        await screen.close()
+    delays = sorted(seen[n] - sent[n] for n in seen if n in sent and seen[n] >= begin)
+    core, of_server = figures["core"], figures["latency_ms"]
+    assert isinstance(core, dict)
+    assert isinstance(of_server, dict)
+    plan = core["plan"] or {}
+    said = f"{plan.get('size')}, T {plan.get('steps')}, d {plan.get('window')}, s {plan.get('stride')}"
+    said += f", 1 in {plan.get('every')}"
+    part = [f"{1000 * delays[min(len(delays) - 1, int(p * len(delays)))]:.0f}" for p in (0.5, 0.95, 1.0)]
+    row += f"| {' | '.join(part)} | {len(delays)} | {fps:.1f} "
+    print(f"{row}| {of_server.get('p50')} | {of_server.get('p99')} | {said} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("media", "churn", "glass"), default="media")
+    parser.add_argument("--serve", choices=tuple(_SERVERS), help=argparse.SUPPRESS)
+    parser.add_argument("--watchers", type=int, nargs="+", default=[0, 1, 5, 10])
+    parser.add_argument("--visits", type=int, default=100)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 384])
+    parser.add_argument("--promises", nargs="+", default=["200ms", "400ms", "800ms"])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--engine", default="auto")
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(_SERVERS[options.serve]())
+    elif options.what == "media":
+        asyncio.run(_media(options.watchers, options.seconds))
+    elif options.what == "churn":
+        asyncio.run(_churn(options.visits))
+    else:
+        asyncio.run(_glass(options.sizes, options.promises, options.seconds, options.engine))
+
+
+if __name__ == "__main__":
+    main()
