@@ -13,7 +13,7 @@ from torch import Tensor
 from toonstream.engines.engine import Network, TensorSpec
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import InputError, ModelError
-from toonstream.export.checkpoints import Model, open_model
+from toonstream.export.checkpoints import Model, open_model, shipped_model
 from toonstream.export.networks.base import spec
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer, encode_prompt
 
@@ -83,12 +83,14 @@ def test_weights_go_with_their_words(model: Model) -> None:
     assert tokens.weights[0, :6].tolist() == pytest.approx([1, 1, 1.5, 1.5, 1 / 1.1, 1])
 
 
-def test_ids_equal_transformers(model: Model) -> None:
+@pytest.mark.parametrize("prompt", ["ink lines", "  Hosoda-STYLE,night!!   don't  ", "café 猫 ½ <lora>", ""])
+def test_ids_equal_transformers(prompt: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(model.tokenizer_path), pad_token="<|endoftext|>")
-    expected = theirs("ink lines", padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
-    assert torch.equal(PromptTokenizer(model.tokenizer_path)("ink lines").ids, expected)
+    path = open_model(shipped_model()).tokenizer_path
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token="<|endoftext|>")
+    expected = theirs(prompt, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+    assert torch.equal(PromptTokenizer(path)(prompt).ids, expected)
 
 
 def test_a_textual_inversion_becomes_its_tokens(model: Model) -> None:

@@ -1,5 +1,7 @@
 """The text encoder against transformers, and its ONNX file against both."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from toonstream.engines.engine import NetworkSource
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.errors import ModelError
+from toonstream.export.checkpoints import Model, open_model
 from toonstream.export.networks.text_encoder import TextEncoder
 from toonstream.export.onnx import export_network
 
@@ -81,3 +84,13 @@ def test_onnx_runtime_computes_the_same(clip_skip: int, tmp_path: Path) -> None:
     export_network(module, path, weights)
     network = OnnxRuntimeEngine().load(NetworkSource(name="text_encoder", onnx=path, build=lambda: module))
     close(network({"input_ids": ids(WORDS + 5)})["hidden_states"], module(ids(WORDS + 5))[0])
+
+
+def test_a_models_defaults_say_which_layer(model: Model, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(model.path, tmp_path / "copy"))
+    settings = json.loads((copy / "toonstream.json").read_text()) | {"clip_skip": 2}
+    (copy / "toonstream.json").write_text(json.dumps(settings))
+    theirs: Any = CLIPTextModel.from_pretrained(copy / "text_encoder", torch_dtype=torch.float32).eval()
+    layers = theirs(ids(10), output_hidden_states=True).hidden_states
+    (actual,) = open_model(copy).sources["text_encoder"].build()(ids(10))
+    close(actual, theirs.final_layer_norm(layers[-2]))
