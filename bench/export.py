@@ -56,7 +56,7 @@ def write_model(folder: Path) -> None:
         write_weights(folder / name / "diffusion_pytorch_model.safetensors", network.state_dict())
     write_json(folder / "text_encoder" / "config.json", text.config.to_dict())
     write_weights(folder / "text_encoder" / "model.safetensors", text.state_dict())
-    write_json(folder / "model_index.json", dict.fromkeys(networks, []))
+    write_json(folder / "model_index.json", {name: [] for name in networks})
     write_json(folder / "tokenizer" / "tokenizer.json", {})
     write_json(folder / "scheduler" / "scheduler_config.json", {})
     write_json(folder / "toonstream.json", {"name": "sd15", "prompt": "", "motion_norm": "frame"})
@@ -93,11 +93,13 @@ def export_one(folder: Path, name: str, precision: Any) -> None:
     built = time.perf_counter()
     parameters = sum(parameter.numel() for parameter in module.parameters())
     export_network(module, path, weights, precision=precision)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     facts = {
         "parameters": parameters,
         "build_s": built - begin,
         "export_s": time.perf_counter() - built,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * _RSS_UNIT,
         "onnx_bytes": path.stat().st_size,
     }
     print(json.dumps(facts))
@@ -118,18 +120,16 @@ def main() -> None:
         folder = options.folder or Path(scratch)
         if not (folder / "toonstream.json").is_file():
             write_model(folder)
-        print(
-            f"{'network':20} {'parameters':>10} {'load s':>7} {'export s':>8} {'peak GB':>8} {'ONNX MB':>8}"
-        )
+        print("network              parameters  load s  export s  CPU s  peak GB  ONNX MB")
         for name in options.networks:
             words = ["--folder", str(folder), "--one", name, "--precision", options.precision]
             result = subprocess.run(
                 [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True
             )
-            facts = json.loads(result.stdout.splitlines()[-1])
+            took = json.loads(result.stdout.splitlines()[-1])
             print(
-                f"{name:20} {facts['parameters'] / 1e6:8.0f} M {facts['build_s']:7.1f} {facts['export_s']:8.1f} "
-                f"{facts['peak_bytes'] / _GB:8.1f} {facts['onnx_bytes'] / 1e6:8.1f}",
+                f"{name:20} {took['parameters'] / 1e6:8.0f} M {took['build_s']:7.1f} {took['export_s']:9.1f}"
+                f" {took['cpu_s']:6.1f} {took['peak_bytes'] / _GB:8.1f} {took['onnx_bytes'] / 1e6:8.1f}",
                 flush=True,
             )
 
