@@ -93,9 +93,7 @@ class Server:
     """nginx on a random port of the loopback, as often as it is started."""
 
     def __init__(self, folder: Path, door: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self._configuration = folder / "nginx.conf"
         self._configuration.write_text(
             CONFIGURATION.format(module=MODULE, folder=folder, port=self.port, door=door)
@@ -120,6 +118,11 @@ class Server:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0):
             return True
         return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -188,12 +191,13 @@ def flashes(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def feed(flashes: Path) -> Iterator[Callable[[str], None]]:
+def feed(flashes: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
     """Publishes the clip to an address, again and again, in real time."""
     feeders = []
 
-    def begin(address: str) -> None:
+    def begin(address: str) -> "subprocess.Popen[bytes]":
         feeders.append(subprocess.Popen([sys.executable, "-c", FEED, str(flashes), address]))
+        return feeders[-1]
 
     yield begin
     for feeder in feeders:
@@ -247,12 +251,14 @@ class Inverter:
 class Running:
     """A relay on a thread of its own, until it is stopped."""
 
-    def __init__(self, source: str, *destinations: str, patience: Patience = QUICK) -> None:
+    def __init__(
+        self, source: str, *destinations: str, patience: Patience = QUICK, listen: bool = False
+    ) -> None:
         self.lines: list[str] = []
         self._stop = threading.Event()
         outlets = [Outlet(open_destination(name), patience, note=self.lines.append) for name in destinations]
         self._relay = Relay(
-            LiveSource(open_source(source), clock=time.perf_counter),
+            LiveSource(open_source(source, listen=listen), clock=time.perf_counter),
             Inverter,
             Tee(outlets),
             size=lambda width, height: (64, 48),
@@ -284,8 +290,19 @@ class Running:
         self._thread.join()
 
 
-def watch(address: str, *, seconds: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Watch until so much was seen: (time, brightness) of the pictures, (time, loudness) of the sound."""
+def lasts(seconds: float) -> Callable[[list[tuple[float, float]]], bool]:
+    return lambda pictures: pictures[-1][0] - pictures[0][0] >= seconds
+
+
+def moves(pictures: list[tuple[float, float]]) -> bool:
+    """Whether more is shown than the last toon, repeated: that is five times a second."""
+    return sum(later - earlier < 0.1 for (earlier, _), (later, _) in pairwise(pictures)) > 10
+
+
+def watch(
+    address: str, enough: Callable[[list[tuple[float, float]]], bool]
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Watch until it was enough: (time, brightness) of the pictures, (time, loudness) of the sound."""
     end = time.monotonic() + SECONDS
     while True:
         pictures: list[tuple[float, float]] = []
@@ -304,19 +321,20 @@ def watch(address: str, *, seconds: float) -> tuple[list[tuple[float, float]], l
                         ).max()
                     )
                     (pictures if isinstance(frame, VideoFrame) else sounds).append((frame.time, level))
-                    if pictures and pictures[-1][0] - pictures[0][0] >= seconds:
+                    if pictures and enough(pictures):
                         return pictures, sounds
+                    assert time.monotonic() < end
         except (FFmpegError, IndexError, ValueError):
             assert time.monotonic() < end
 
 
 def test_from_one_stream_to_another_and_a_folder_with_lips_in_sync(
-    server: Server, feed: Callable[[str], None], tmp_path: Path
+    server: Server, feed: Callable[[str], object], tmp_path: Path
 ) -> None:
     feed(server.address("live/in"))
     toon = server.address("live/toon")
     with Running(server.address("live/in"), toon, f"{tmp_path}/hls/", f"{tmp_path}/toon.mp4") as relay:
-        pictures, sounds = watch(toon, seconds=3.2)
+        pictures, sounds = watch(toon, lasts(3.2))
         assert [relay.outlet(number).opened for number in range(3)] == [1, 1, 1]
     dark = [time for time, level in pictures if level < 100]
     beeps = [time for time, level in sounds if level > 0.3]
@@ -332,22 +350,38 @@ def test_from_one_stream_to_another_and_a_folder_with_lips_in_sync(
         assert np.median(levels) > 200  # a dark clip, inverted
 
 
-def test_a_server_that_is_killed_and_started_again(server: Server, feed: Callable[[str], None]) -> None:
+def test_a_server_that_is_killed_and_started_again(server: Server, feed: Callable[[str], object]) -> None:
     feed(server.address("live/in"))
     toon = server.address("live/toon")
     with Running(server.address("live/in"), toon) as relay:
-        watch(toon, seconds=0.5)
+        watch(toon, moves)
         server.kill()
         until(lambda: relay.outlet().state == "away")
         until(lambda: sum("again in" in line for line in relay.lines) >= 3)
         server.start()
-        pictures, _ = watch(toon, seconds=2.5)
+        watch(toon, moves)
         assert relay.outlet().opened >= 2
         assert relay.alive
-    steps = [later - earlier for (earlier, _), (later, _) in pairwise(pictures)]
-    assert sum(step < 0.1 for step in steps) > 10  # not only the last toon, repeated
     assert any(line.endswith("/live/*** is there again") for line in relay.lines)
     assert not any("/live/toon" in line or "/live/in" in line for line in relay.lines)
+
+
+def test_publishers_come_straight_to_us_and_go(
+    server: Server, feed: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    address, toon = f"rtmp://127.0.0.1:{free_port()}/live/sesame", server.address("live/toon")
+    with Running(address, toon, listen=True) as relay:
+        first = feed(address)
+        watch(toon, moves)
+        first.kill()
+        until(lambda: any("again in" in line for line in relay.lines))
+        feed(address.replace("sesame", "wrong"))
+        feed(address)
+        until(lambda: any(line.endswith("is there again") for line in relay.lines))
+        watch(toon, moves)
+        assert relay.outlet().opened == 1
+    assert "whoever published to rtmp://127.0.0.1:" in relay.lines[0]
+    assert not any("sesame" in line for line in relay.lines)
 
 
 @pytest.mark.parametrize("application", ["locked", "shut", "nowhere"])
@@ -371,7 +405,7 @@ def toonstream(*words: object, cwd: Path) -> "subprocess.Popen[str]":
 
 
 def test_the_command_with_the_networks_that_ship_until_ctrl_c(
-    server: Server, feed: Callable[[str], None], tmp_path: Path
+    server: Server, feed: Callable[[str], object], tmp_path: Path
 ) -> None:
     feed(server.address("live/in"))
     words = ("--size", 64, "--latency", "2s", "--json", "--engine", "onnxruntime")
