@@ -1,8 +1,8 @@
 """OpenVINO: the engine for CPUs.
 
 A network is compiled for the shapes it is called with, so that how a shape is computed does not depend on
-what was run before it. A stream has few shapes (one, and those of the last window), so a few compiled
-forms are kept, the latest used.
+what was run before it. A stream has few shapes (one, and those of the last window; a live one a few more for
+each size that it may be drawn at), so a few compiled forms are kept, the latest used.
 """
 
 import threading
@@ -20,7 +20,7 @@ from toonstream.errors import EngineError
 
 __all__ = ["OpenVinoEngine", "OpenVinoNetwork"]
 
-_KEPT_SHAPES = 8
+_KEPT_SHAPES = 16  # a live stream's sizes, and what each is called with at the start of a window and within
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "i64": torch.int64}
 
 Precision = Literal["auto", "float32", "bfloat16"]
