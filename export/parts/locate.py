@@ -113,7 +113,10 @@ class Locator:
             line = f"{source if source.suffix else source / paths[0]}"
         else:
             line = f"{part.source}/{paths[0]}"
-        if part.on_hub and len(pickled) == len(paths) and not allowed:
+        others = [PurePosixPath(path).name for path in paths[1:] if path not in pickled]
+        if others:
+            line += f" (or {', '.join(others)})"
+        elif part.on_hub and len(pickled) == len(paths) and not allowed:
             line += " (pickled, and so not downloaded without --allow-pickle)"
         if line not in self.missing:
             self.missing.append(line)
