@@ -129,13 +129,15 @@ def annotator_layouts() -> tuple[Layout, ...]:
 
 
 def original_unet_name(name: str, *, layers: int, attending: frozenset[int]) -> str:
-    """Give the original name of a tensor of a UNet.
+    """Give the original name of a tensor of a UNet; motion modules have none, and keep theirs.
 
     Args:
         name: in diffusers.
         layers: residual blocks a level.
         attending: which of the blocks on the way up attend; their upsamplers come third, not second.
     """
+    if ".motion_modules." in name:
+        return name
     if found := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name):
         way, block, kind, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
         place = block * (layers + 1) + layer

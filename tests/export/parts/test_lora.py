@@ -173,6 +173,14 @@ def test_several_at_once_fuse_as_in_diffusers(
     assert_same(fused(loras, small), theirs, small, changed=len(loras[0].layers))
 
 
+def test_motion_modules_do_not_take_the_names_of_attentions() -> None:
+    """Both are the second layer of a block: `input_blocks.1.1.proj_in` is the attention's alone."""
+    motion = "down_blocks.0.motion_modules.0.proj_in.weight"
+    assert original_unet_name(motion, **NAMING) == motion
+    attention = motion.replace("motion_modules", "attentions")
+    assert original_unet_name(attention, **NAMING) == "input_blocks.1.1.proj_in.weight"
+
+
 def test_weight_zero_changes_nothing(small: Any, peft_file: Path) -> None:
     ours = fused([read(peft_file, small, 0.0)], small)
     for network, state in states(small).items():
