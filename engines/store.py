@@ -47,7 +47,7 @@ class EngineKey:
         onnx: checksum of the graph and of the weights that it points to.
         weights: checksum of the weights that take the place of some of them (LoRAs, styles); empty for none.
         shapes: of each input, by name.
-        precision: of the weights, as in "float16"; the graph itself is strongly typed.
+        precision: that it computes in, such as "float16".
         flags: how it is built, such as "refit".
         flavour: tensorrt-rtx or tensorrt.
         version: of that.

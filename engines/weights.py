@@ -8,10 +8,12 @@ gives back, bit for bit, what was.
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from toonstream.errors import EngineError
 
 __all__ = [
     "Stored",
+    "computed_precision",
     "network_checksum",
     "read_weights",
     "replace_weights",
@@ -54,16 +57,9 @@ def stored_weights(onnx: Path) -> dict[str, Stored]:
     Raises:
         EngineError: it is no ONNX file.
     """
-    from google.protobuf.message import DecodeError
+    graph = _graph(onnx)
+    import onnx as library
 
-    try:
-        import onnx as library
-    except ImportError:
-        raise EngineError("onnx is not installed; run `pip install 'toonstream[export]'`") from None
-    try:
-        graph = library.load(onnx, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise EngineError(f"{onnx} is not readable as ONNX ({error}); export the model again") from None
     dtypes = {
         library.TensorProto.FLOAT16: torch.float16,
         library.TensorProto.BFLOAT16: torch.bfloat16,
@@ -82,6 +78,39 @@ def stored_weights(onnx: Path) -> dict[str, Stored]:
                 shape=tuple(tensor.dims),
             )
     return stored
+
+
+def computed_precision(onnx: Path) -> str:
+    """Say what a network computes in: its weights' type, or float32 where each is widened to that first.
+
+    Raises:
+        EngineError: it is no ONNX file.
+    """
+    stored = stored_weights(onnx)
+    from onnx import TensorProto
+
+    widened = sum(
+        node.op_type == "Cast" and node.input[0] in stored and node.attribute[0].i == TensorProto.FLOAT
+        for node in _graph(onnx).node
+    )
+    if 2 * widened >= len(stored):
+        return "float32"
+    dtypes = Counter(str(place.dtype).removeprefix("torch.") for place in stored.values())
+    return dtypes.most_common(1)[0][0]
+
+
+def _graph(path: Path) -> Any:
+    """Read a graph, without the weights that it points to."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        import onnx
+    except ImportError:
+        raise EngineError("onnx is not installed; run `pip install 'toonstream[export]'`") from None
+    try:
+        return onnx.load(path, load_external_data=False).graph
+    except (OSError, DecodeError) as error:
+        raise EngineError(f"{path} is not readable as ONNX ({error}); export the model again") from None
 
 
 def read_weights(source: NetworkSource, names: Iterable[str] | None = None) -> dict[str, Tensor]:

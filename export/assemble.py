@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from toonstream.engines.store import cache_folder
+from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import ModelError
-from toonstream.export.checkpoints import Model, open_model, shipped_model
+from toonstream.export.checkpoints import Model, Precision, in_precision, open_model, shipped_model
 from toonstream.export.parts.locate import Locator
 from toonstream.export.parts.networks import scheduler_config
 from toonstream.export.plan import Plan, make_plan
@@ -82,8 +83,9 @@ def load_model(
 
     Args:
         model: as for `model_folder`.
-        engine: its name; all but torch want ONNX files. An assembled model is exported once, beside its
-            weights; into a folder of the user's own nothing is written.
+        engine: its name; all but torch want ONNX files, TensorRT in float16 where it can have them. An
+            assembled model is exported once, beside its weights; into a folder of the user's own nothing is
+            written.
         allow_pickle: read pickled files.
         say: is told what is done, where that takes a while.
 
@@ -92,19 +94,23 @@ def load_model(
         ModelError: the model's parts are missing, or are not what they should be.
     """
     folder = model_folder(model, allow_pickle=allow_pickle, say=say)
-    opened = open_model(folder)
+    precision: Precision = "float16" if engine in FLAVOURS else "float32"
+    opened = in_precision(open_model(folder), precision)
     exported = all(path.is_file() for path in opened.onnx_files.values())
-    if engine == "torch" or exported or folder.parent != models_folder():
+    if exported:
         return opened
+    if engine == "torch" or folder.parent != models_folder():
+        return open_model(folder)
     from toonstream.export.onnx import export_model
 
     with _locked(folder):
         export_model(
             folder,
+            precision=precision,
             only_missing=True,
             started=lambda network: say(f"{opened.defaults.name}: exporting {network}, once"),
         )
-    return open_model(folder)
+    return in_precision(open_model(folder), precision)
 
 
 def models_folder() -> Path:

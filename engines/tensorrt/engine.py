@@ -17,7 +17,7 @@ from toonstream.engines.shapes import Triple
 from toonstream.engines.store import EngineKey, EngineStore, StoredEngine
 from toonstream.engines.tensorrt.flavour import FLAVOURS, Flavour
 from toonstream.engines.tensorrt.network import TensorRtNetwork
-from toonstream.engines.weights import network_checksum, rewrite, stored_weights, weights_checksum
+from toonstream.engines.weights import computed_precision, network_checksum, rewrite, weights_checksum
 from toonstream.errors import EngineError
 
 __all__ = ["Shapes", "TensorRtEngine", "deserialise"]
@@ -103,12 +103,11 @@ class TensorRtEngine:
         return self._keys[onnx, weights]
 
     def _key(self, source: NetworkSource, onnx: Path, weights: str) -> EngineKey:
-        dtypes = {str(place.dtype).removeprefix("torch.") for place in stored_weights(onnx).values()}
         return EngineKey(
             onnx=network_checksum(onnx),
             weights=weights,
             shapes=self._shapes(source),
-            precision="+".join(sorted(dtypes)) or "float32",
+            precision=computed_precision(onnx),
             flags=self._flags,
             flavour=self._flavour.name,
             version=self._version,

@@ -116,13 +116,13 @@ def _ago(seconds: float) -> str:
 def _build(options: argparse.Namespace) -> int:
     from toonstream.engines.tensorrt.flavour import FLAVOURS
 
-    model = _open(options)
     name = options.engine or "tensorrt-rtx"
     if name not in FLAVOURS:
         raise SettingError(
             f"{name} needs no building ahead: render with --engine {name}, or build {' or '.join(FLAVOURS)}"
         )
     tell = _Teller()
+    model = _open(options, name, tell)
     engine = _tensorrt(name, model, options, _envelope(model, options), tell)
     for source in _networks(model, options):
         before = time.monotonic()
@@ -136,15 +136,15 @@ def _build(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from toonstream.engines.compare import against_onnxruntime
-    from toonstream.engines.select import open_engine
+    from toonstream.engines.select import engine_name, open_engine
     from toonstream.engines.tensorrt.flavour import FLAVOURS
     from toonstream.export.networks.base import random_inputs
     from toonstream.export.shapes import declared_inputs
 
-    model = _open(options)
-    envelope = _envelope(model, options)
-    name = options.engine or "auto"
+    name = engine_name(options.engine or "auto")
     tell = _Teller()
+    model = _open(options, name, tell)
+    envelope = _envelope(model, options)
     engine = (
         _tensorrt(name, model, options, envelope, tell) if name in FLAVOURS else open_engine(name, say=tell)
     )
@@ -186,13 +186,12 @@ def _prune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open(options: argparse.Namespace) -> "Model":
-    from toonstream.export.assemble import model_folder
-    from toonstream.export.checkpoints import open_model
+def _open(options: argparse.Namespace, engine: str, say: Callable[[str], None]) -> "Model":
+    from toonstream.export.assemble import load_model
 
     if options.model is None:
         raise SettingError("name a model, such as toonlet; see toonstream engines --help")
-    return open_model(model_folder(options.model))
+    return load_model(options.model, engine=engine, say=say)
 
 
 def _networks(model: "Model", options: argparse.Namespace) -> list["NetworkSource"]:
