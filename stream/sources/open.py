@@ -25,6 +25,7 @@ _MAY_FETCH = {
 _MPEGTS = ("udp", "tcp")  # nothing else is sent over these
 _ANALYSIS = {"analyzeduration": "2000000", "probesize": "2000000"}  # microseconds, bytes: begin soon
 _AHEAD_FILE, _AHEAD_WEB = 86_400.0, 10.0  # seconds
+_WEB_TIMEOUT = 30.0  # seconds; a playlist grows by several at a time
 
 
 def open_source(address: str, *, listen: bool = False) -> Opening:
@@ -60,7 +61,7 @@ def open_source(address: str, *, listen: bool = False) -> Opening:
     if listen:
         return replace(opening, format="flv")
     if family in ("http", "https"):
-        return replace(opening, ahead=_AHEAD_WEB)
+        return replace(opening, ahead=_AHEAD_WEB, read_timeout=_WEB_TIMEOUT)
     return opening
 
 

@@ -338,11 +338,10 @@ def test_from_one_stream_to_another_and_a_folder_with_lips_in_sync(
         assert [relay.outlet(number).opened for number in range(3)] == [1, 1, 1]
     dark = [time for time, level in pictures if level < 100]
     beeps = [time for time, level in sounds if level > 0.3]
-    assert 2 <= len(dark) <= 8
-    assert len(pictures) > 60
+    assert 3 <= len(dark) <= 8
     apart = [min(abs(beep + 0.5 * 1024 / SOUND_RATE - flash) for beep in beeps) for flash in dark[1:-1]]
     assert max(apart) <= 0.04
-    assert (relay.news.dropped, relay.news.jumps) == (0, 0)
+    assert relay.news.jumps == 0
     for name in ("hls/index.m3u8", "toon.mp4"):
         with av.open(str(tmp_path / name)) as stored:
             levels = [frame.to_ndarray(format="gray").mean() for frame in stored.decode(video=0)]
