@@ -25,7 +25,8 @@ AUDIO_CLOCK = 48_000  # of Opus
 NOMINAL_RATE = 30  # frames per second that the bitrate is meant for
 KEY_FRAMES = 300  # frames at most from one key frame to the next; lost ones are asked for
 OPUS_BITRATE = 96_000
-SOUND_GAP = AUDIO_CLOCK // 15  # ticks between what was counted and what came, beyond which sound was lost
+SOUND_GAP = AUDIO_CLOCK // 50  # ticks that sound may be out of its time before it is put right
+LOOKAHEAD = 312  # samples that Opus holds back
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,11 @@ class OpusSound:
         assert isinstance(item, tuple)
         frame, captured_at = item
         ticks = round((captured_at - self._origin) * AUDIO_CLOCK)
-        if self._context is None or abs(ticks - self._fed - self._skew) > SOUND_GAP:
+        early = ticks - self._fed - self._skew
+        if self._context is None or early > SOUND_GAP:
             self._begin(ticks)
+        elif early < -SOUND_GAP:
+            return []  # more sound than time: leave some out
         assert self._context is not None
         assert self._resampler is not None
         resampled = self._resampler.resample(_untimed(frame))
@@ -180,7 +184,7 @@ class OpusSound:
         assert self._context is not None
         result = []
         chunk.pts, chunk.time_base = self._fed, Fraction(1, AUDIO_CLOCK)
-        ticks = self._fed + self._skew
+        ticks = max(0, self._fed + self._skew - LOOKAHEAD)
         self._fed += chunk.samples
         for packet in self._context.encode(chunk):
             packet.pts = packet.dts = ticks

@@ -25,6 +25,10 @@ __all__ = ["read_sound", "read_video"]
 ASK_AGAIN = 0.5  # seconds without a first picture until one is asked for
 DEPTH = 2  # frames that wait to be converted
 
+# aiortc hands over a picture when the next one begins to come, and a packet of sound when four more are in.
+SOUND_HELD = 4  # packets
+PICTURE_HELD = 0.1  # seconds at most
+
 _TICKS = Fraction(1, 90_000)
 
 
@@ -89,7 +93,7 @@ async def read_video(
 
     async def convert() -> None:
         loop = asyncio.get_running_loop()
-        capture, reformatter = CaptureClock(), VideoReformatter()
+        capture, held, reformatter = CaptureClock(), _PictureHeld(), VideoReformatter()
         index = 0
         while True:
             while not newest:
@@ -98,7 +102,8 @@ async def read_video(
                 arrived.clear()
                 await arrived.wait()
             frame, arrival = newest.popleft()
-            captured_at = capture.captured_at(*_time_of(frame, arrival), arrival)
+            pts, time_base = _time_of(frame, arrival)
+            captured_at = capture.captured_at(pts, time_base, arrival - held.seconds(float(pts * time_base)))
             await loop.run_in_executor(threads, _pass_on, reformatter, frame, index, captured_at, offer)
             index += 1
 
@@ -132,8 +137,23 @@ async def read_sound(
         except MediaStreamError:
             return
         assert isinstance(frame, AudioFrame)
-        arrival = clock()
+        arrival = clock() - SOUND_HELD * frame.samples / frame.sample_rate
         feed((frame, capture.captured_at(*_time_of(frame, arrival), arrival)))
+
+
+class _PictureHeld:
+    """How long the least delayed of the last pictures was held back: the shortest time between two."""
+
+    def __init__(self) -> None:
+        self._before: float | None = None
+        self._steps: deque[float] = deque(maxlen=30)
+
+    def seconds(self, time: float) -> float:
+        """Take note of a picture's time in seconds."""
+        if self._before is not None and 0.0 < time - self._before < PICTURE_HELD:
+            self._steps.append(time - self._before)
+        self._before = time
+        return min(self._steps, default=0.0)
 
 
 def _time_of(frame: AudioFrame | VideoFrame, arrival: float) -> tuple[int, Fraction]:

@@ -231,9 +231,9 @@ class Session:
             "core": dict(self._live.statistics()) if self._live is not None else {},
         }
 
-    def lane(self, codec: str) -> Lane[Picture]:
-        """What encodes this session's toon with a codec."""
-        return self._pictures[codec]
+    def lane(self, codec: str) -> "Lane[Picture] | Lane[tuple[AudioFrame, float]]":
+        """What encodes this session's toon, or its sound, with a codec."""
+        return self._sound if codec == "opus" else self._pictures[codec]
 
     def core_drops(self) -> dict[tuple[str, str], int]:
         """(place, reason) → frames that the live core has left out."""

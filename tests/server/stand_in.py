@@ -95,7 +95,7 @@ class Camera(MediaStreamTrack):
     ) -> None:
         super().__init__()
         self.colour, self.size = colour, size
-        self._index = 0
+        self.index = 0
         self._began: float | None = None
 
     async def recv(self) -> VideoFrame:
@@ -103,12 +103,12 @@ class Camera(MediaStreamTrack):
             raise MediaStreamError
         loop = asyncio.get_running_loop()
         self._began = self._began or loop.time()
-        await asyncio.sleep(self._began + self._index / 30 - loop.time())
+        await asyncio.sleep(self._began + self.index / 30 - loop.time())
         width, height = self.size
         image = np.broadcast_to(np.array(self.colour, np.uint8), (height, width, 3))
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        frame.pts, frame.time_base = self._index * 3000, Fraction(1, 90_000)
-        self._index += 1
+        frame.pts, frame.time_base = self.index * 3000, Fraction(1, 90_000)
+        self.index += 1
         return frame
 
 
@@ -119,7 +119,7 @@ class Microphone(MediaStreamTrack):
 
     def __init__(self) -> None:
         super().__init__()
-        self._index = 0
+        self.index = 0
         self._began: float | None = None
 
     async def recv(self) -> AudioFrame:
@@ -127,12 +127,12 @@ class Microphone(MediaStreamTrack):
             raise MediaStreamError
         loop = asyncio.get_running_loop()
         self._began = self._began or loop.time()
-        await asyncio.sleep(self._began + self._index / 50 - loop.time())
-        times = (np.arange(960) + 960 * self._index) / 48_000
+        await asyncio.sleep(self._began + self.index / 50 - loop.time())
+        times = (np.arange(960) + 960 * self.index) / 48_000
         tone = (8_000 * np.sin(2 * np.pi * 440 * times)).astype(np.int16)
         frame = AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = 48_000, 960 * self._index, Fraction(1, 48_000)
-        self._index += 1
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 960 * self.index, Fraction(1, 48_000)
+        self.index += 1
         return frame
 
 
