@@ -20,9 +20,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="session")
-def sd15(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def sd15(sd15_networks: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model shaped as Stable Diffusion 1.5 with AnimateDiff, and its full autoencoder; not exported."""
-    return open_model(_beside("sd15").write_model(tmp_path_factory.mktemp("sd15"), motion_norm="frame"))
+    return open_model(sd15_networks.write_model(tmp_path_factory.mktemp("sd15"), motion_norm="frame"))
+
+
+@pytest.fixture(scope="session")
+def sd15_networks() -> Any:
+    """What makes its networks: `sd15.py`."""
+    return _beside("sd15")
 
 
 @pytest.fixture(scope="session")

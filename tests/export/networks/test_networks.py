@@ -1,12 +1,13 @@
 """Every wrapper against the diffusers or transformers network inside it."""
 
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, UNetMotionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNetMotionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -16,6 +17,7 @@ from toonstream.export.networks import temporal
 from toonstream.export.networks.base import TensorModule, axis_length, random_inputs
 from toonstream.export.networks.controlnet import ControlNet
 from toonstream.export.networks.unet import MotionUnet
+from toonstream.export.networks.vae import VaeDecoder, VaeEncoder
 
 
 def ours(model: Model, name: str) -> TensorModule:
@@ -91,6 +93,36 @@ def test_vae(model: Model) -> None:
     image, latents = torch.rand(2, 3, 16, 24) * 2 - 1, torch.randn(1, 4, 3, 2)
     close(ours(model, "vae_encoder")(image)[0], network.encode(image).latents)
     close(ours(model, "vae_decoder")(latents)[0], network.decode(latents).sample)
+
+
+def test_full_vae(sd15: Model) -> None:
+    network = theirs(AutoencoderKL, sd15.path / "vae")
+    image, latents = torch.rand(2, 3, 16, 24) * 2 - 1, torch.randn(1, 4, 3, 2)
+    close(ours(sd15, "vae_encoder")(image)[0], network.encode(image).latent_dist.mean)
+    close(ours(sd15, "vae_decoder")(latents)[0], network.decode(latents).sample)
+
+
+def test_a_full_vae_without_quantisation_convolutions() -> None:
+    network = AutoencoderKL(norm_num_groups=8, block_out_channels=(8,), use_quant_conv=False).eval()
+    image, latents = torch.rand(1, 3, 8, 8) * 2 - 1, torch.randn(1, 4, 4, 4)
+    close(VaeEncoder(deepcopy(network))(image)[0], network.encode(image).latent_dist.mean)
+    close(VaeDecoder(deepcopy(network))(latents)[0], network.decode(latents, return_dict=False)[0])
+
+
+def test_a_unet_without_motion_modules_sees_each_frame_by_itself(sd15_networks: Any) -> None:
+    network = sd15_networks.random_unet()
+    wrapped = MotionUnet(deepcopy(network))
+    inputs = random_inputs(wrapped.inputs, {"batch": 2, "frames": 3, "h": 8, "w": 8, "tokens": 154})
+    sample, timestep, text, *residuals = inputs.values()
+    *down, mid = (residual.flatten(0, 1) for residual in residuals)
+    expected = network(
+        sample.flatten(0, 1),
+        timestep.repeat_interleave(3),
+        text.repeat_interleave(3, 0),
+        down_block_additional_residuals=tuple(down),
+        mid_block_additional_residual=mid,
+    ).sample
+    close(wrapped(*inputs.values())[0].flatten(0, 1), expected)
 
 
 def test_text_encoder(model: Model) -> None:
