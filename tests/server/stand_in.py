@@ -1,6 +1,7 @@
 """A live core that only inverts colours, clients made of aiortc, and a watchdog over the loop."""
 
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -277,9 +278,11 @@ def watchdog(limit: float = 0.010) -> Iterator[Watchdog]:
 
     loop.set_task_factory(lambda loop, work, **more: asyncio.Task(Measured(work), loop=loop, **more))
     asyncio.Handle._run = measured  # type: ignore[method-assign]
+    gc.disable()  # what has been imported is large, and walking it is nobody's callback
     try:
         yield found
     finally:
+        gc.enable()
         asyncio.Handle._run = run  # type: ignore[method-assign]
         loop.set_task_factory(None)
 
