@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.engine import Network
+from toonstream.engines.parking import HostMemory, Parked
 from toonstream.errors import SettingError
 from toonstream.stream.noise import frame_noise
 from toonstream.stream.rolling import Rolling, Task
@@ -83,7 +84,8 @@ class _InFlight:
     Attributes:
         key: number that its noise belongs to. seed: of that noise.
         text: what it is to look like, (sides, 77, D); frames that are to look alike share one tensor.
-        embeddings: of the hints, by ControlNet, each (C0, h, w); the same at every level.
+        embeddings: of the hints, by ControlNet, each (C0, h, w); the same at every level. They wait in host
+            memory until a window needs them, and so do the latents.
         latents: (C, h, w).
         residuals: the ControlNets' sum by output name, each (sides, Ci, hi, wi); empty until a window runs.
         total: Σ w·ε over the windows that have run, (C, h, w).
@@ -93,11 +95,18 @@ class _InFlight:
     key: int
     seed: int
     text: Tensor
-    embeddings: Mapping[str, Tensor]
-    latents: Tensor
+    embeddings: Mapping[str, Parked]
+    latents: Parked
     residuals: Mapping[str, Tensor] = field(default_factory=dict)
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     weight: float = 0.0
+
+    def bring(self) -> None:
+        """Begin to bring back what the next window needs."""
+        self.latents.bring()
+        if not self.residuals:
+            for embedding in self.embeddings.values():
+                embedding.bring()
 
 
 class Denoiser:
@@ -154,6 +163,7 @@ class Denoiser:
         self._text = torch.cat(sides)  # (sides, 77, D)
         self._latent_channels = latent_channels
         self._at_boundary = at_boundary
+        self._host = HostMemory(text.device)
         self._frames: dict[int, _InFlight] = {}
         self._counts: Counter[str] = Counter()
 
@@ -210,8 +220,8 @@ class Denoiser:
                 key=key,
                 seed=seed,
                 text=self._text if text is None else text,
-                embeddings=embeddings,
-                latents=noise * self._scheduler.initial_sigma,
+                embeddings={name: self._host.park(embedding) for name, embedding in embeddings.items()},
+                latents=self._host.park(noise * self._scheduler.initial_sigma),
             )
             return self._run()
 
@@ -228,6 +238,8 @@ class Denoiser:
         committed: list[Committed] = []
         while tasks := self._rolling.ready():
             self._at_boundary()
+            for index in {index for task in tasks for index in task.span.frames}:
+                self._frames[index].bring()
             self._add_residuals(tasks)
             for _, alike in groupby(tasks, key=lambda task: len(task.span.frames)):
                 self._run_windows(list(alike))
@@ -255,7 +267,9 @@ class Denoiser:
         }
         summed: dict[str, Tensor] = {}
         for name, scale in self._settings.controlnet_scales.items():
-            embedding = torch.stack([frame.embeddings[name] for frame in frames]).repeat(sides, 1, 1, 1)
+            embedding = torch.stack([frame.embeddings[name].take() for frame in frames]).repeat(
+                sides, 1, 1, 1
+            )
             outputs = self._networks[f"controlnet_{name}"]({**inputs, "embedding": embedding})
             for key, output in outputs.items():
                 # A network's outputs are the caller's own, so they can be summed where they lie.
@@ -311,7 +325,7 @@ class Denoiser:
         steps = torch.tensor([step for _, step in climbed])
         weights = torch.tensor([frame.weight for frame in frames], device=device)
         predicted = torch.stack([frame.total for frame in frames]) / weights.reshape(-1, 1, 1, 1)
-        sample = torch.stack([frame.latents for frame in frames])
+        sample = torch.stack([frame.latents.take() for frame in frames])
         noise = None
         if self._scheduler.needs_noise:
             shape = tuple(sample.shape[1:])
@@ -331,13 +345,13 @@ class Denoiser:
                     seed=frame.seed,
                     text=frame.text,
                     embeddings=frame.embeddings,
-                    latents=latents,
+                    latents=self._host.park(latents),
                 )
         return committed
 
     def _scaled(self, frames: Sequence[_InFlight], steps: Tensor) -> Tensor:
         """The frames' latents as the networks want them at `steps` (N,): (N, C, h, w)."""
-        return self._scheduler.scale(torch.stack([frame.latents for frame in frames]), steps)
+        return self._scheduler.scale(torch.stack([frame.latents.take() for frame in frames]), steps)
 
     def _timesteps(self, steps: Tensor) -> Tensor:
         """The timesteps of `steps` (N,) for every side: (sides · N,) float32."""

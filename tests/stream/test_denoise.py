@@ -147,7 +147,8 @@ def test_memory_does_not_grow_with_the_stream(window, stride, steps, skewed):
 
 
 def tensors_of(frame: object) -> list[Tensor]:
-    return [frame.latents, frame.total, *frame.embeddings.values(), *frame.residuals.values()]
+    waiting = [parked.take() for parked in (frame.latents, *frame.embeddings.values())]
+    return [*waiting, frame.total, *frame.residuals.values()]
 
 
 def test_a_skewed_arrival_is_one_batch_of_mixed_timesteps():
