@@ -154,5 +154,7 @@ def _state(folder: Path | None, here: Mapping[str, object | None]) -> str:
 
 
 def _size(count: int) -> str:
+    if count == 0:
+        return "size not known"
     unit, name = next(((unit, name) for unit, name in _UNITS if count >= unit), (1.0, "bytes"))
     return f"{count / unit:.3g} {name}"
