@@ -70,21 +70,33 @@ class OnnxRuntimeEngine:
             session = self._runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except self._refusals as error:
             raise EngineError(f"ONNX Runtime refuses {path}: {error}; use --engine torch") from None
-        return OnnxRuntimeNetwork(session)
+        return OnnxRuntimeNetwork(source.name, session, self._refusals)
 
 
 class OnnxRuntimeNetwork:
     """A network in an ONNX Runtime session."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, name: str, session: Any, refusals: tuple[type[Exception], ...]) -> None:
+        self._name = name
         self._session = session
+        self._refusals = refusals
         self.inputs = tuple(_spec(value) for value in session.get_inputs())
         self.outputs = tuple(_spec(value) for value in session.get_outputs())
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run once, on CPU tensors."""
+        """Run once, on CPU tensors.
+
+        Raises:
+            EngineError: ONNX Runtime refuses these shapes.
+        """
         given = {spec.name: tensors[spec.name].to(spec.dtype).contiguous().numpy() for spec in self.inputs}
-        made = self._session.run(None, given)
+        try:
+            made = self._session.run(None, given)
+        except self._refusals as error:
+            raise EngineError(
+                f"ONNX Runtime cannot run {self._name} on these shapes ({' '.join(str(error).split())}); "
+                "export the model again with `toonstream export`, or use --engine torch"
+            ) from None
         return {spec.name: torch.from_numpy(array) for spec, array in zip(self.outputs, made, strict=True)}
 
 

@@ -37,6 +37,7 @@ Precision = Literal["float32", "float16"]  # of what an ONNX file computes
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _LEGACY_TEXT_PREFIX = "text_model."  # what transformers before 5 put before every name
 _CONTROLNET_PREFIX = "controlnet_"
+_REPEATED = ("AutoencoderTiny", "block_out_channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,8 +328,10 @@ def _diffusers(folder: Path, *kinds: str) -> nn.Module:
     kind = config.get("_class_name", kinds[0])
     if kind not in kinds:
         raise ModelError(f"{folder / 'config.json'} is for a {kind}; use one for {' or '.join(kinds)}")
+    # A tiny autoencoder's config repeats a value under a name that diffusers then warns of.
+    known = {name: value for name, value in config.items() if (kind, name) != _REPEATED}
     with torch.device("meta"):
-        network = cast(nn.Module, getattr(diffusers, kind).from_config(config))
+        network = cast(nn.Module, getattr(diffusers, kind).from_config(known))
     return _with_weights(network, folder / _WEIGHTS)
 
 

@@ -80,3 +80,13 @@ def test_what_is_not_exported_is_said(sd15: Model, tmp_path: Path) -> None:
         list(verify.verify_model(sd15.path))
     with pytest.raises(ModelError, match="is not a folder"):
         list(verify.verify_model(tmp_path / "nowhere"))
+
+
+def test_a_file_for_other_shapes_is_said_to_be_old(model: Model, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model.path, tmp_path / "model"))
+    path = folder / "vae" / "encoder.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(EngineError, match=r"cannot run vae_encoder on .*; export the model again"):
+        list(verify.verify_model(folder))
