@@ -212,6 +212,8 @@ class Lane(Generic[T]):
                 await self._arrived.wait()
             item, came = self._waiting.popleft()
             begin = self._clock()
+            if self._leading:
+                self._playout.ready(self._captured_at(item), came)
             if self._waiting and begin > self._playout.due(self._captured_at(item)) + OVERDUE:
                 self._dropped("encode", "late")
                 continue

@@ -12,6 +12,7 @@ from stand_in import until
 from toonstream.server.encode import Encoded
 from toonstream.server.fanout import RING, Lane, Subscription
 from toonstream.server.timing import Playout
+from toonstream.stream.clock import monotonic
 
 
 class Counting:
@@ -22,7 +23,7 @@ class Counting:
     def encode(self, item: object, *, key: bool) -> list[Encoded]:
         type(self).made += 1
         packet = av.Packet(bytes(8))
-        packet.pts = item
+        packet.pts = int(item)  # type: ignore[call-overload]
         return [Encoded(packet, 0.0, key)]
 
 
@@ -141,4 +142,27 @@ async def test_an_encoder_that_fails_says_why_and_ends_what_is_watched() -> None
         lane.feed(1)
         assert await subscription.next() is None
         assert reasons == ["encoding failed: ValueError: no such codec"]
+        await lane.close()
+
+
+async def test_a_burst_that_comes_late_is_shown_whole() -> None:
+    drops: Counter[tuple[str, str]] = Counter()
+    with ThreadPoolExecutor(1) as threads:
+        lane: Lane[float] = Lane(
+            Counting,
+            lambda captured_at: captured_at,
+            Playout(initial=0.1),
+            threads=threads,
+            dropped=lambda *place: drops.update([place]),
+            leading=True,
+        )
+        Counting.made = 0
+        subscription = lane.subscribe()
+        now = monotonic()
+        for _ in range(2):
+            for captured_at in (now - 2.0, now - 1.7, now - 1.4):  # later than the one before it, by far
+                lane.feed(captured_at)
+        await until(lambda: Counting.made == 6)
+        assert not drops
+        lane.unsubscribe(subscription)
         await lane.close()
