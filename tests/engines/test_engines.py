@@ -25,7 +25,7 @@ def exact(name: str) -> Engine:
     return engines[name]
 
 
-@pytest.fixture(params=ENGINE_NAMES)
+@pytest.fixture(params=["openvino", "onnxruntime", "torch"])
 def network(request: pytest.FixtureRequest, toy: NetworkSource) -> Network:
     return exact(request.param).load(toy)
 
@@ -88,11 +88,14 @@ def test_the_same_call_gives_the_same_bits_whatever_ran_between(network: Network
     assert torch.equal(network(given)["blurred"], first)
 
 
-def test_openvino_keeps_a_bounded_number_of_shapes(toy: NetworkSource) -> None:
+def test_openvino_keeps_a_bounded_number_of_shapes(
+    toy: NetworkSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toonstream.engines.openvino._KEPT_SHAPES", 3)
     network = OpenVinoEngine().load(toy)
-    for side in range(1, 15):
+    for side in range(1, 6):
         network(inputs(1, side, side))
-    assert len(network._requests) == 8
+    assert [shapes[0][-1] for shapes in network._requests] == [3, 4, 5]
 
 
 def test_openvino_computes_in_bfloat16_when_told(toy: NetworkSource) -> None:
@@ -112,7 +115,7 @@ def test_openvino_can_keep_what_it_compiled(toy: NetworkSource, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_network_that_was_not_exported_says_how_to_export_it(name: str, toy: NetworkSource) -> None:
-    with pytest.raises(EngineError, match=r"toy has no ONNX file; .*toonstream\.export\.onnx"):
+    with pytest.raises(EngineError, match=r"toy has no ONNX file; .*toonstream export"):
         open_engine(name).load(replace(toy, onnx=None))
 
 
@@ -154,4 +157,22 @@ def test_an_unknown_engine_is_refused_with_the_choices() -> None:
 def test_every_engine_is_reported() -> None:
     reports = available_engines()
     assert [report.name for report in reports] == list(ENGINE_NAMES)
-    assert all(report.version and report.remedy is None for report in reports)
+    *others, full = reports
+    assert all(report.version and report.remedy is None for report in others)
+    assert (full.name, full.remedy) == ("tensorrt", "pip install tensorrt")
+    assert "builds for other machines need none" in others[-1].needs
+    assert "compute capability 7.5 or newer" in full.needs
+
+
+def test_engines_that_are_built_ahead_have_to_be_told_shapes() -> None:
+    with pytest.raises(EngineError, match="tensorrt-rtx builds for shapes"):
+        open_engine("tensorrt-rtx")
+
+
+def test_openvino_prepares_shapes_ahead(toy: NetworkSource) -> None:
+    network = OpenVinoEngine(precision="float32").load(toy)
+    given = inputs(1, 8, 8)
+    network.prepare(given)
+    (request,) = network._requests.values()
+    network(given)
+    assert list(network._requests.values()) == [request]
