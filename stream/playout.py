@@ -16,6 +16,7 @@ __all__ = ["Playout"]
 _WINDOW = 3.0  # seconds whose slowest toon says how far behind capture everything is shown
 _QUIET = 1.0  # seconds without a toon after which the last one is shown again
 _AGAIN = 0.2  # seconds between such repetitions
+_PATIENCE = 1.0  # seconds in which a source may catch up that all toons came too late
 _FRAMES = 64  # that wait at most; more go out early
 _SOUNDS = 1024  # packets that wait at most
 
@@ -33,18 +34,22 @@ class Playout:
 
     Everything is shown the same while after it was captured: as long as the slowest of the last seconds took.
     So sound, which is there at once, waits as long as the pictures do. Where no toon comes for a while, the
-    last one is repeated, with times that go on, so that nobody at the other end hangs up.
+    last one is repeated, with times that go on, so that nobody at the other end hangs up. Toons from before
+    these times come too late, if the source catches up; if it stays behind, its times are moved.
 
     Attributes:
         delay: seconds behind capture.
         late: toons that were not shown because a later time had been shown already.
         lost: packets of sound likewise, or that had no room.
         repeated: how often a toon was shown again.
+        shift: seconds that times were moved by.
     """
 
     def __init__(self) -> None:
         self.delay = 0.0
         self.late = self.lost = self.repeated = 0
+        self.shift = Fraction(0)
+        self._late_since: float | None = None
         self._heap: list[_Entry] = []
         self._frames = self._number = 0
         self._took: deque[tuple[float, float]] = deque()  # (when, seconds), seconds falling
@@ -63,9 +68,10 @@ class Playout:
         """
         time = frame.pts * frame.time_base
         self._offset = captured_at - float(time)
-        while self._took and (self._took[-1][1] <= now - captured_at):
-            self._took.pop()
-        self._took.append((now, now - captured_at))
+        if time + self.shift > self._last_time:  # what comes too late to be shown delays nothing
+            while self._took and self._took[-1][1] <= now - captured_at:
+                self._took.pop()
+            self._took.append((now, now - captured_at))
         self._frames += 1
         self._push(time, 0, frame)
 
@@ -115,15 +121,22 @@ class Playout:
         heapq.heappush(self._heap, _Entry(time=time, rank=rank, number=self._number, item=item))
 
     def _pop(self, now: float) -> list[Frame | Sound]:
-        entry = heapq.heappop(self._heap)
-        if isinstance(entry.item, Sound):
-            return [entry.item]
+        item = heapq.heappop(self._heap).item
+        if isinstance(item, Sound):
+            return [replace(item, begin=item.begin + self.shift)]
         self._frames -= 1
-        if entry.time <= self._last_time:
-            self.late += 1
-            return []
-        self._last, self._last_time, self._last_at = entry.item, entry.time, now
-        return [entry.item]
+        unit = item.time_base
+        time = item.pts * unit + self.shift
+        if time <= self._last_time:
+            self._late_since = now if self._late_since is None else self._late_since
+            if now - self._late_since < _PATIENCE:
+                self.late += 1
+                return []
+            self.shift += -((time - self._last_time) // unit) * unit + unit
+        self._late_since = None
+        shown = replace(item, pts=item.pts + round(self.shift / unit))
+        self._last, self._last_time, self._last_at = shown, shown.pts * unit, now
+        return [shown]
 
     def _ripe(self, entry: _Entry, now: float) -> bool:
         return self._offset is not None and float(entry.time) + self._offset + self.delay <= now

@@ -417,12 +417,12 @@ class Relay:
 
     def _shown(self, items: list[Frame | Sound]) -> list[LiveToon]:
         """The toons among what goes out."""
-        times = {item.pts for item in items if isinstance(item, Frame)}
-        latest = max(times, default=-1)
+        shown = {item.index for item in items if isinstance(item, Frame)}
+        latest = max(shown, default=-1)
         out = []
-        while self._waiting and self._waiting[0].toon.pts <= latest:
+        while self._waiting and self._waiting[0].toon.index <= latest:
             toon = self._waiting.popleft()
-            if toon.toon.pts in times:
+            if toon.toon.index in shown:
                 out.append(toon)
         return out
 

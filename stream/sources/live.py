@@ -291,7 +291,7 @@ class LiveSource:
             if self._stop.is_set():
                 return
             if packet is not None and sound is not None and packet.stream_index == sound.index:
-                heard = self._sound(cast("Packet[AudioStream]", packet), format_, timeline, pace)
+                heard = self._sound(cast("Packet[AudioStream]", packet), format_, timeline)
                 if heard is not None:
                     yield heard
                 continue
@@ -332,7 +332,7 @@ class LiveSource:
         now = self._clock()
         # A source without times is as good as its arrival.
         stamp = Fraction(now) if frame.pts is None else frame.pts * unit
-        time = timeline.place(stamp, now, ahead=self.opening.ahead)
+        time = timeline.place(stamp, now, track="pictures", ahead=self.opening.ahead)
         if pace is not None:
             return time, pace.keep(time)
         return time, self._arrival.captured(time, now)
@@ -342,15 +342,12 @@ class LiveSource:
         packet: "Packet[AudioStream]",
         format_: SoundFormat | None,
         timeline: Timeline,
-        pace: "_Pace | None",
     ) -> Sound | None:
         stamp = packet.pts if packet.pts is not None else packet.dts
         if not packet.size or stamp is None or packet.is_corrupt or format_ is None:
             return None
         unit = packet.time_base
-        time = timeline.place(stamp * unit, self._clock(), ahead=self.opening.ahead)
-        if pace is not None:
-            pace.keep(time)
+        time = timeline.place(stamp * unit, self._clock(), track="sound", ahead=self.opening.ahead)
         return Sound(
             data=format_.bare(bytes(packet)), begin=time, length=(packet.duration or 0) * unit, format=format_
         )
@@ -387,7 +384,7 @@ class LiveSource:
 
 
 class _Pace:
-    """Slows reading down to the times of what is read."""
+    """Slows reading down to the times of the pictures. Sound may stand a little before them, or behind."""
 
     def __init__(self, clock: Callable[[], float], stop: threading.Event) -> None:
         self._clock = clock

@@ -109,6 +109,41 @@ def test_the_last_toon_is_repeated_while_none_comes_and_new_ones_fit_behind():
     assert all(0 < later - earlier < 1.1 for earlier, later in pairwise(times))
 
 
+def test_a_source_that_stays_behind_is_not_late_forever_and_keeps_its_sound():
+    """It stands still for three seconds and goes on as if nothing had been."""
+    events = []
+    for index in range(300):
+        stall = 3.0 if index >= 50 else 0.0
+        captured = index / 25 + stall
+        events.append((captured + 0.2, frame(Fraction(index, 25)), captured))
+        events.append((captured + 0.01, sound(Fraction(index, 25)), None))
+    playout, out = run(events, until=16.0, keep_alive=True)
+    assert playout.repeated > 0
+    assert 20 <= playout.late <= 80
+    times = [float(time_of(item)) for _, item in out if isinstance(item, Frame)]
+    assert all(0 < later - earlier < 1.1 for earlier, later in pairwise(times))
+    assert times[-1] == pytest.approx(12.0 + 3.0, abs=0.3)
+    picture = None
+    for when, item in out:
+        if isinstance(item, Frame):
+            picture = time_of(item)
+        elif when > 8.0 and picture is not None:
+            assert abs(time_of(item) - picture) <= Fraction(51, 1000)
+
+
+def test_a_source_that_catches_up_is_not_moved():
+    events = []
+    for index in range(300):
+        captured = index / 25
+        arrives = max(captured, 5.0) if 50 <= index < 126 else captured
+        events.append((arrives + 0.2, frame(Fraction(index, 25)), captured))
+    playout, out = run(events, until=13.0, keep_alive=True)
+    assert playout.shift == 0
+    assert playout.late > 0
+    times = [float(time_of(item)) for _, item in out]
+    assert all(0 < later - earlier < 1.1 for earlier, later in pairwise(times))
+
+
 def test_waiting_is_bounded():
     playout = Playout()
     playout.show(frame(0), 0.0, 10.0)  # everything is shown ten seconds late

@@ -348,3 +348,22 @@ def test_an_address_that_cannot_be_listened_at():
         address = f"rtmp://127.0.0.1:{taken.getsockname()[1]}/live/sesame"
         with pytest.raises(InputError, match=r"cannot listen at .*/live/\*\*\* \(.*\): take another"):
             read(LiveSource(open_source(address, listen=True)))
+
+
+def test_sound_that_stands_long_before_its_pictures_does_not_slow_them_down(film, tmp_path):
+    """A clip as some cameras write it: all sound of two seconds, then their pictures."""
+    path = tmp_path / "blocks.mkv"
+    with av.open(str(film(frames=100, sounds=["aac"]))) as clip:
+        packets = [packet for packet in clip.demux() if packet.size]
+        with av.open(str(path), "w", container_options={"max_interleave_delta": "1"}) as target:
+            tracks = {stream.index: target.add_stream_from_template(stream) for stream in clip.streams}
+            block = lambda packet: (packet.dts * packet.time_base // 2, packet.stream.type != "audio")  # noqa: E731
+            for packet in sorted(packets, key=block):
+                packet.stream = tracks[packet.stream.index]
+                target.mux(packet)
+    timeline = Timeline()
+    _, pictures, sounds = read(live(open_source(str(path))), timeline)
+    assert timeline.jumps == 0
+    assert abs(sounds[0].begin - times(pictures)[0]) < 0.1
+    captured = [picture.captured_at for picture in pictures]
+    assert captured[-1] - captured[0] == pytest.approx(99 / 25, abs=0.01)
