@@ -121,7 +121,10 @@ def webcam(
         known = ", ".join(f"{number} ({camera.description})" for number, camera in enumerate(there))
         raise InputError(f"there is no camera {wanted!r}: take one of {known}")
     return Opening(
-        url=system.camera_url.format(found.name), shown=f"webcam:{found.name}", format=system.cameras
+        url=system.camera_url.format(found.name),
+        shown=f"webcam:{found.name}",
+        format=system.cameras,
+        device=True,
     )
 
 
@@ -144,7 +147,13 @@ def screen(
         url = environment.get(url[1:], "")
     if not url:
         raise InputError(f"no screen is found: {system.advice}")
-    return Opening(url=url, shown=f"screen:{wanted}", format=system.screens, options={"framerate": "30"})
+    return Opening(
+        url=url,
+        shown=f"screen:{wanted}",
+        format=system.screens,
+        options={"framerate": "30"},
+        device=True,
+    )
 
 
 def _pick(wanted: str, there: Sequence[Camera]) -> Camera | None:

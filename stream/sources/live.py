@@ -65,6 +65,7 @@ class Opening:
         shown: its name for people, without secrets.
         format: FFmpeg's name of it, or None to find out.
         options: FFmpeg's.
+        device: whether it is a camera or a screen of this machine.
         listens: whether to wait for somebody to connect and publish.
         paced: whether the source comes as fast as it is read, and is to be slowed down to its own times.
             Where the format is one of stored clips and playlists, it is so anyway.
@@ -78,6 +79,7 @@ class Opening:
     shown: str
     format: str | None = None
     options: dict[str, str] = field(default_factory=dict)
+    device: bool = False
     listens: bool = False
     paced: bool = False
     ends: bool = False
@@ -376,6 +378,11 @@ class LiveSource:
             return InputError(f"{shown} may not be read: change its permissions")
         if isinstance(error, InvalidDataError):
             return InputError(f"{shown} cannot be read as video: it is damaged or of another kind")
+        if opening.device:
+            return InputError(
+                f"{shown} does not open ({_reason(error)}): check that it is there, that you may use it, and"
+                " that nobody else does"
+            )
         if opening.listens:
             return InputError(f"cannot listen at {shown} ({_reason(error)}): take another address or port")
         return InputError(

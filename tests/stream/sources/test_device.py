@@ -1,10 +1,13 @@
 """Cameras and screens are found by what people call them; of one that is not there, it is told which are."""
 
+import av
 import pytest
 
 from toonstream.errors import InputError
 from toonstream.stream.sources.device import Camera, list_cameras, platform, screen, webcam
+from toonstream.stream.sources.live import LiveSource
 from toonstream.stream.sources.open import open_source
+from toonstream.stream.sources.timeline import Timeline
 
 LINUX, MAC, WINDOWS = platform("linux"), platform("darwin"), platform("win32")
 CAMERAS = (
@@ -75,3 +78,10 @@ def test_addresses_of_devices(monkeypatch):
     monkeypatch.setenv("DISPLAY", ":3")
     assert open_source("screen:").url == ":3"
     assert open_source("screen::9").url == ":9"
+
+
+@pytest.mark.skipif("x11grab" not in av.formats_available, reason="needs FFmpeg's x11grab")
+def test_a_screen_that_does_not_open():
+    source = LiveSource(screen(":987", system=LINUX))
+    with pytest.raises(InputError, match="screen::987 does not open .* check that it is there"):
+        next(source.read(Timeline(), lambda format_: None))
