@@ -83,5 +83,5 @@ def test_addresses_of_devices(monkeypatch):
 @pytest.mark.skipif("x11grab" not in av.formats_available, reason="needs FFmpeg's x11grab")
 def test_a_screen_that_does_not_open():
     source = LiveSource(screen(":987", system=LINUX))
-    with pytest.raises(InputError, match="screen::987 does not open .* check that it is there"):
+    with pytest.raises(InputError, match=r"screen::987 does not open .* check that it is there"):
         next(source.read(Timeline(), lambda format_: None))
