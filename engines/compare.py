@@ -55,8 +55,8 @@ def compare_networks(
         EngineError: Polygraphy is not installed.
     """
     try:
-        from polygraphy.comparator import Comparator, SimpleCompareFunc
-        from polygraphy.logger import G_LOGGER
+        from polygraphy.comparator import Comparator, SimpleCompareFunc  # type: ignore[import-untyped]
+        from polygraphy.logger import G_LOGGER  # type: ignore[import-untyped]
     except ImportError:
         raise EngineError("Polygraphy is not installed; run `pip install 'polygraphy>=0.53'`") from None
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
@@ -82,9 +82,9 @@ def _largest(value: Any) -> float:
 
 def _runner(network: Network, name: str) -> Any:
     """Make a network a runner of Polygraphy's."""
-    from polygraphy.backend.base import BaseRunner
-    from polygraphy.common import TensorMetadata
-    from polygraphy.datatype import DataType
+    from polygraphy.backend.base import BaseRunner  # type: ignore[import-untyped]
+    from polygraphy.common import TensorMetadata  # type: ignore[import-untyped]
+    from polygraphy.datatype import DataType  # type: ignore[import-untyped]
 
     class Runner(BaseRunner):  # type: ignore[misc]
         """A network that Polygraphy can run."""

@@ -101,7 +101,7 @@ def computed_precision(onnx: Path) -> str:
 
 def _graph(path: Path) -> Any:
     """Read a graph, without the weights that it points to."""
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         import onnx
