@@ -136,8 +136,9 @@ class Denoiser:
         latent_channels: int,
         at_boundary: Callable[[], None] = lambda: None,
     ) -> None:
-        windows = Windows(length=settings.window, stride=settings.stride)
-        self._rolling = Rolling(windows, steps=settings.steps, skewed=settings.skewed)
+        self._windows = Windows(length=settings.window, stride=settings.stride)
+        self._rolling = Rolling(self._windows, steps=settings.steps, skewed=settings.skewed)
+        self._first = 0  # frame of the scene that the rolling window is in
         if scheduler.steps != settings.steps:
             raise SettingError(
                 f"The scheduler makes {scheduler.steps} steps and the settings ask for {settings.steps}: "
@@ -213,7 +214,7 @@ class Denoiser:
             self._counts["hints"] += len(embeddings)
             height, width = next(iter(embeddings.values())).shape[-2:]
             shape = (self._latent_channels, height, width)
-            key = index if key is None else key
+            key = self._first + index if key is None else key
             seed = self._settings.seed if seed is None else seed
             noise = frame_noise(shape, seed=seed, frame=key).to(self._text.device)
             self._frames[index] = _InFlight(
@@ -233,6 +234,17 @@ class Denoiser:
         """
         with torch.inference_mode():
             return self._climb([(index, 0) for index in self._rolling.end()]) + self._run()
+
+    def cut(self) -> list[Committed]:
+        """End the scene: no window reaches from the frames so far to the next one.
+
+        Returns:
+            All frames that were still in flight, in order.
+        """
+        committed = self.finish()
+        self._first += self._rolling.arrived
+        self._rolling = Rolling(self._windows, steps=self._settings.steps, skewed=self._settings.skewed)
+        return committed
 
     def _run(self) -> list[Committed]:
         committed: list[Committed] = []
@@ -338,7 +350,7 @@ class Denoiser:
         following = self._scheduler.step(sample, predicted, steps, noise)
         for (index, step), frame, latents in zip(climbed, frames, following, strict=True):
             if step + 1 == self._settings.steps:
-                committed.append(Committed(index=index, latents=latents))
+                committed.append(Committed(index=self._first + index, latents=latents))
             else:
                 self._frames[index] = _InFlight(
                     key=frame.key,

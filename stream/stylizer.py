@@ -16,6 +16,7 @@ from toonstream.stream.conditions import Conditioned, as_image
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
+from toonstream.stream.temporal.cuts import CutDetector
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["Stylizer", "Toon", "load_stylizer"]
@@ -37,6 +38,7 @@ class Stylizer:
     Args:
         denoiser: the rolling window, fresh.
         decoder: latents (B, C, h, w) → image (B, 3, H, W) in [-1, 1].
+        cuts: tells where scenes begin, so that no window reaches across; None knows of none.
         annotators: networks that draw hints, by the hint's name: image (B, 3, H, W) → hint (B, 3, H, W).
         scale, shift: the rolling window's latents are (decoder's latents - shift) * scale.
     """
@@ -46,12 +48,14 @@ class Stylizer:
         denoiser: Denoiser,
         decoder: Network,
         *,
+        cuts: CutDetector | None = None,
         annotators: Mapping[str, Network] | None = None,
         scale: float = 1.0,
         shift: float = 0.0,
     ) -> None:
         self._denoiser = denoiser
         self._decoder = decoder
+        self._cuts = cuts
         self._annotators = annotators or {}
         self._scale = scale
         self._shift = shift
@@ -69,13 +73,15 @@ class Stylizer:
 
         `text`, `seed` and `key` are the frame's own, see `Denoiser.push`.
         """
+        is_cut = self._cuts is not None and self._cuts.push(conditioned.frame.image)
+        before = self._denoiser.cut() if is_cut else []
         self._waiting.append(conditioned.frame)
         drawn = {
             name: annotator({"image": conditioned.hints[name].unsqueeze(0)})["hint"][0]
             for name, annotator in self._annotators.items()
         }
         hints = {**conditioned.hints, **drawn}
-        return self._decoded(self._denoiser.push(hints, text=text, seed=seed, key=key))
+        return self._decoded(before + self._denoiser.push(hints, text=text, seed=seed, key=key))
 
     def finish(self) -> Iterator[Toon]:
         """The stream has ended: give the rest."""
@@ -143,6 +149,7 @@ def load_stylizer(
     return Stylizer(
         denoiser,
         decoder,
+        cuts=CutDetector(),
         annotators={name: networks[network] for name, network in annotated.items()},
         scale=model.latent_scale,
         shift=model.latent_shift,

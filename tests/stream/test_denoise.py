@@ -299,3 +299,21 @@ def test_noise_belongs_to_a_frames_own_key_and_seed(kind):
     other = Denoiser(networks, **common)
     committed = [each for place in range(12) for each in other.push(HINTS[place], seed=place % 2)]
     assert not torch.allclose(latents(committed + other.finish()), whole, atol=1e-2)
+
+
+@given(clip=clips(), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_nothing_crosses_a_cut(clip, data):
+    options, frames = clip
+    at = data.draw(st.integers(0, frames))
+    networks, common = make(options)
+    denoiser = Denoiser(networks, **common)
+    before = [each for hints in HINTS[:at] for each in denoiser.push(hints)] + denoiser.cut()
+    after = [each for hints in HINTS[at:frames] for each in denoiser.push(hints)] + denoiser.finish()
+    assert len(before) == at
+    scenes = []
+    for start, stop in ((0, at), (at, frames)):
+        alone = Denoiser(networks, **common)
+        scenes += [each for place in range(start, stop) for each in alone.push(HINTS[place], key=place)]
+        scenes += alone.finish()
+    assert torch.equal(latents(before + after), torch.stack([frame.latents for frame in scenes]))

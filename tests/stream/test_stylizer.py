@@ -3,12 +3,14 @@ from fractions import Fraction
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from toonstream.stream.conditions import Conditioned
 from toonstream.stream.denoise import Committed
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import Stylizer
+from toonstream.stream.temporal.cuts import CutDetector
 
 
 class OneLate:
@@ -26,6 +28,22 @@ class OneLate:
 
     def finish(self) -> list[Committed]:
         return self.held
+
+    def cut(self) -> list[Committed]:
+        ready, self.held = self.held, []
+        return ready
+
+
+class EverySecond(CutDetector):
+    """Scenes of two frames each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = 0
+
+    def push(self, image: NDArray[np.uint8]) -> bool:
+        self.frames += 1
+        return self.frames > 1 and self.frames % 2 == 1
 
 
 class Decoder:
@@ -71,3 +89,10 @@ def test_hints_that_a_network_draws_are_drawn_before_they_are_used() -> None:
     assert not list(stylizer.push(conditioned(0, 0.25)))
     (toon,) = stylizer.finish()
     assert (toon.toon.image == round((0.75 + 1.0) * 127.5)).all()
+
+
+def test_a_scene_is_out_before_the_next_one_begins() -> None:
+    stylizer = Stylizer(OneLate(), Decoder(), cuts=EverySecond())
+    given = [[toon.toon.index for toon in stylizer.push(conditioned(index, 0.0))] for index in range(5)]
+    assert given == [[], [0], [1], [2], [3]]
+    assert [toon.toon.index for toon in stylizer.finish()] == [4]
