@@ -9,9 +9,9 @@ the whole server, a copy for a network); aiortc's own (the track handed back and
 by aiortc, once for each watcher); and what peers do, one JPEG after the other over a WebSocket, there and
 back. The CPU is that of the server's process alone; camera and screens are in this one.
 
-`glass` measures from glass to glass: the camera shows light and dark in turn, and what counts is the time
-from a change in front of the camera to the same change on the screen, through two encoders, two decoders,
-and the networks that ship.
+`glass` measures from glass to glass: the camera shows a light band that moves from place to place, and what
+counts is the time from there to the screen, through two encoders, two decoders, and the networks that ship,
+in `toonstream serve`.
 """
 
 import argparse
@@ -34,12 +34,10 @@ from aiortc.contrib.media import MediaRelay
 from av import VideoFrame
 from numpy.typing import NDArray
 
-from toonstream.config import Size
 from toonstream.server.app import Server
 from toonstream.server.live import Catalogue, Change, Deliver, Ended
 from toonstream.server.settings import Limits, ServerSettings
 from toonstream.stream.frame import Frame
-from toonstream.stream.live.settings import LiveSettings, parse_latency
 
 _WIDTH, _HEIGHT, _RATE = 640, 480, 30
 _SDP = {"Content-Type": "application/sdp"}
@@ -325,61 +323,71 @@ async def _at_once(visit: Callable[[], "asyncio._CoroutineLike[float]"], count: 
 
 
 async def _glass(sizes: Sequence[int], promises: Sequence[str], seconds: float, engine: str) -> None:
-    from toonstream.export.checkpoints import open_model, shipped_model
-    from toonstream.server.drawing import Drawing
-
     print("| side | promise | p50 | p95 | longest | changes seen | fps | server p50 | p99 | plan |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for side in sizes:
         for promise in promises:
-            latency = parse_latency(promise)
-            live = LiveSettings(size=Size(short=side), latency=latency)
-            drawing = await asyncio.to_thread(Drawing.load, open_model(shipped_model()), live, engine=engine)
-            settings = ServerSettings(port=0, latency=latency, limits=_LIMITS)
-            async with Server(settings, drawing, drawing.catalogue) as server:
-                await _flashes(server, f"| {side} | {promise} ", seconds)
+            words = ["--size", str(side), "--latency", promise, "--engine", engine]
+            async with _toonstream(words) as url, aiohttp.ClientSession(url) as http:
+                await _flashes(http, f"| {side} | {promise} ", seconds)
 
 
-async def _flashes(server: Server, row: str, seconds: float) -> None:
-    period = 37  # frames from one change to the next, which is no multiple of any stride
+@asynccontextmanager
+async def _toonstream(words: Sequence[str]) -> AsyncIterator[str]:
+    command = [sys.executable, "-m", "toonstream", "serve", "--port", "0", *words]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    said = ""
+    while not (match := re.search(r"open (http://[\w.:]+)", said)):
+        line = await process.stderr.readline()
+        assert line, said
+        said += line.decode()
+    draining = asyncio.create_task(process.stderr.read())
+    try:
+        yield match[1]
+    finally:
+        process.terminate()
+        await process.wait()
+        await draining
+
+
+async def _flashes(http: aiohttp.ClientSession, row: str, seconds: float) -> None:
+    period, bands = 37, 8  # frames from one place to the next, which is no multiple of any stride; places
     sent: dict[int, float] = {}
-    seen: dict[int, float] = {}
-    bright = False
+    seen: list[tuple[float, float]] = []  # when, and how long after it was sent
+    place = -1
+    scene = [_scene(index) // 3 for index in range(60)]
 
     def picture(index: int) -> NDArray[np.uint8]:
         number = index // period
         if index % period == 0:
             sent[number] = time.perf_counter()
-        dark = _scene(index) // 3
-        return dark + 150 if number % 2 else dark
+        image = scene[index % 60].copy()
+        width = _WIDTH // bands
+        image[:, number % bands * width : (number % bands + 1) * width] += 150
+        return image
 
     def shown(frame: VideoFrame) -> None:
-        nonlocal bright
-        level = float(frame.to_ndarray(format="gray8").mean())
-        if (level > 130) != bright:
-            bright = not bright
-            now = time.perf_counter()
-            number = next((n for n in sorted(sent) if n not in seen and (n % 2 == 1) == bright), None)
+        nonlocal place
+        grey = frame.to_ndarray(format="gray8")
+        lightest = int(np.argmax([part.mean() for part in np.array_split(grey, bands, axis=1)]))
+        if lightest != place:
+            place, now = lightest, time.perf_counter()
+            number = max((n for n in sent if n % bands == lightest), default=None)
             if number is not None:
-                for earlier in [n for n in sent if n < number]:
-                    seen.setdefault(earlier, float("nan"))
-                seen[number] = now
+                seen.append((now, now - sent[number]))
 
     screen = Screen()
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http:
-        await screen.connect(http, "/whip", Camera(picture), shown)
-        await screen.first()
-        await asyncio.sleep(3 * _SETTLE)  # the controller finds its plan
-        begin, frames = time.perf_counter(), screen.frames
-        await asyncio.sleep(seconds)
-        fps = (screen.frames - frames) / (time.perf_counter() - begin)
-        (session,) = server.registry.sessions
-        figures = session.statistics()
-        await screen.close()
-    delays = sorted(seen[n] - sent[n] for n in seen if n in sent and seen[n] >= begin)
+    await screen.connect(http, "/whip", Camera(picture), shown)
+    await screen.first()
+    await asyncio.sleep(3 * _SETTLE)  # the controller finds its plan
+    begin, frames = time.perf_counter(), screen.frames
+    await asyncio.sleep(seconds)
+    fps = (screen.frames - frames) / (time.perf_counter() - begin)
+    figures = await (await http.get(f"{screen.location}/statistics")).json()
+    await screen.close()
+    delays = sorted(delay for when, delay in seen if when >= begin)
     core, of_server = figures["core"], figures["latency_ms"]
-    assert isinstance(core, dict)
-    assert isinstance(of_server, dict)
     plan = core["plan"] or {}
     said = f"{plan.get('size')}, T {plan.get('steps')}, d {plan.get('window')}, s {plan.get('stride')}"
     said += f", 1 in {plan.get('every')}"
