@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("stream", "export", "engines", "server")
 MAX_BYTES = 24_000_000
-SHIPPED = {".py", ".typed", ".json", ".safetensors", ".onnx", ".html", ".css", ".js", ".txt"}
+SHIPPED = {".py", ".typed", ".json", ".toml", ".safetensors", ".onnx", ".html", ".css", ".js", ".txt"}
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:

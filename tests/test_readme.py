@@ -3,6 +3,9 @@
 import re
 import runpy
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,17 +34,46 @@ def test_the_second_command_is_what_ci_runs() -> None:
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == TESTS
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("toonstream")])
-def test_the_commands_work(
+RENDERS = [command for command in COMMANDS if shlex.split(command)[1] == "clip.mp4"]
+SERVES = [command for command in COMMANDS if shlex.split(command)[1] == "serve"]
+TELLS = [command for command in COMMANDS if command not in {*RENDERS, *SERVES}]
+
+
+@pytest.mark.parametrize("command", RENDERS)
+def test_the_commands_that_render_work(
     command: str, make_clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_clip(seconds=0.5)
     words = shlex.split(command)[1:]
-    small = [] if "--size" in words or "doctor" in words else ["--size", "48"]
+    small = [] if "--size" in words else ["--size", "48"]
     assert main([*words, *small, "--engine", "onnxruntime"]) == 0
-    if "doctor" not in words:
-        assert Path(words[words.index("-o") + 1] if "-o" in words else "clip.toon.mp4").is_file()
+    assert Path(words[words.index("-o") + 1] if "-o" in words else "clip.toon.mp4").is_file()
+
+
+@pytest.mark.parametrize("command", TELLS)
+def test_the_commands_that_tell_and_build_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOONSTREAM_CACHE", str(tmp_path / "cache"))
+    assert main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.parametrize("command", SERVES)
+def test_the_commands_that_serve_work(command: str, tmp_path: Path) -> None:
+    program, *words = shlex.split(command)
+    if "--port" not in words:
+        words += ["--port", "0"]  # the usual one may be taken
+    process = subprocess.Popen(
+        [sys.executable, "-m", program, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("toonstream: open http://127.0.0.1:")
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(60) == 0
 
 
 def test_the_python_example_works(
