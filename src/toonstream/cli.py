@@ -27,9 +27,10 @@ COMMANDS = (
 )  # each is toonstream.commands.NAME, and has its own --help
 
 _USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
+       toonstream serve              a page that draws you; WHIP in, WHEP out
        toonstream SRC DST [DST...]   a live stream: toonstream live --help
        toonstream demo [FOLDER]      make a short scene of its own, render it
-       toonstream doctor             say what this machine has and lacks"""
+       toonstream doctor | models | export | engines    what there is"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         choices=get_args(EngineName),
         metavar="E",
-        help=" | ".join(get_args(EngineName)),
+        help="auto, or one that toonstream doctor names",
     )
     add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
     add("--allow-pickle", action="store_true", help="trust pickled checkpoints, too")
