@@ -50,7 +50,7 @@ _WORDS: tuple[tuple[tuple[tuple[str, ...], dict[str, Any]], ...], ...] = (
         (("day", "daylight", "by day"), {"night": False}),
     ),
 )
-_ASKED = (0.34, 0.22, 0.26, 0.30, 0.20)  # how often a caption says anything about each of the above
+_ASKED = (0.5, 0.22, 0.26, 0.30, 0.20)  # how often a caption says anything about each of the above
 _FILLERS = (
     "anime",
     "cartoon",

@@ -48,7 +48,7 @@ SAMPLE_PROMPTS = (
     "",
 )
 
-_LAST_SHARE = 0.85  # of the samples are pure noise: there alone the words are all that tells what to draw
+_LAST_SHARE = 0.6  # of the samples are pure noise: there alone the words are all that tells what to draw
 _DECODER_SHARE = 0.5  # of the learning rate: it dies of more
 
 

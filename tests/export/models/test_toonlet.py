@@ -6,6 +6,7 @@ The pictures are a photo that comes with matplotlib and frames of the demo's own
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from toonstream.demo import Scene
 from toonstream.engines.engine import Engine, Network, NetworkSource
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import open_model, shipped_model
+from toonstream.export.outline import OutlineExtractor
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
@@ -104,11 +106,57 @@ def test_ink_has_no_colour(photo: Image, draw: Draw) -> None:
     assert colourfulness(ink) < 0.4 * colourfulness(plain)
 
 
+def test_thick_lines_are_darker(photo: Image, draw: Draw) -> None:
+    lines = OutlineExtractor()(photo) > 127
+    plain, *thick = (
+        draw(photo, prompt=f"hosoda style{words}")[0].mean(axis=-1)[lines].mean()
+        for words in ("", ", thick lines", ", bold lines", ", heavy outlines")
+    )
+    assert max(thick) < 0.92 * plain
+
+
+def test_warm_and_cool_move_the_hue(photo: Image, draw: Draw) -> None:
+    def redness(words: str) -> float:
+        image = draw(photo, prompt=f"hosoda style{words}")[0].astype(float)
+        return float(image[..., 0].mean() - image[..., 2].mean())
+
+    plain = redness("")
+    assert redness(", warm") > plain + 20
+    assert redness(", cool") < plain - 20
+
+
+def test_words_for_the_colours_change_them(photo: Image, draw: Draw) -> None:
+    plain, vivid, muted, grey = (
+        colourfulness(draw(photo, prompt=f"hosoda style{words}")[0])
+        for words in ("", ", vivid colors", ", muted colors", ", monochrome")
+    )
+    assert grey < 0.6 * plain
+    assert muted < 0.8 * plain
+    assert vivid > 1.02 * plain
+
+
+def test_no_two_styles_are_alike(photo: Image, draw: Draw) -> None:
+    drawn = [draw(photo, style=style)[0] for style in ("hosoda", "shinkai", "hayao", "ink", "flat")]
+    assert max(psnr(one, other) for one, other in combinations(drawn, 2)) < 27
+
+
+def test_two_styles_mix(photo: Image, draw: Draw) -> None:
+    ink, both, shinkai = (
+        colourfulness(draw(photo, prompt=f"{names} style")[0])
+        for names in ("ink", "shinkai and ink", "shinkai")
+    )
+    assert 2 * ink < both < 0.7 * shinkai
+
+
 @pytest.mark.parametrize(
-    "wishes", [{"steps": 2}, {"steps": 4}, {"steps": 10, "guidance": 2.0}], ids=["2", "4", "10 guided"]
+    ("wishes", "likeness"),
+    [({"steps": 2}, 22), ({"steps": 4}, 17), ({"steps": 10, "guidance": 2.0}, 17)],
+    ids=["2", "4", "10 guided"],
 )
-def test_more_steps_draw_the_same_picture(photo: Image, draw: Draw, wishes: dict[str, float]) -> None:
-    assert psnr(draw(photo)[0], draw(photo, **wishes)[0]) > 17
+def test_more_steps_draw_the_same_picture(
+    photo: Image, draw: Draw, wishes: dict[str, float], likeness: float
+) -> None:
+    assert psnr(draw(photo)[0], draw(photo, **wishes)[0]) > likeness
 
 
 def test_a_still_camera_gives_a_still_drawing(draw: Draw) -> None:
