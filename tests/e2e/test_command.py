@@ -185,7 +185,7 @@ def test_a_clip_that_cannot_be_used_is_told_in_one_line(
         (("-o", "out.txt"), "out.txt"),
         (("--start", 99), "start earlier"),
         (("--style", "hosda"), "did you mean hosoda"),
-        (("--prompt", "very " * 200, *QUICK), "shorten it"),
+        (("--prompt", "very " * 2000, *QUICK), "shorten it"),
         (("--contact-sheet", "folder.png"), "is a folder"),
     ],
 )
@@ -213,7 +213,7 @@ def test_an_existing_output_survives_a_run_that_fails(
     monkeypatch.chdir(tmp_path)
     make_clip()
     Path("clip.toon.mp4").write_text("precious")
-    assert "shorten it" in refused("clip.mp4", "--prompt", "very " * 200, *QUICK, capsys=capsys)
+    assert "shorten it" in refused("clip.mp4", "--prompt", "very " * 2000, *QUICK, capsys=capsys)
     assert Path("clip.toon.mp4").read_text() == "precious"
 
 
