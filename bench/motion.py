@@ -31,6 +31,7 @@ from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.sources.file import FileSource
 from toonstream.stream.stylizer import load_stylizer
+from toonstream.stream.temporal.cuts import Scenes
 
 Image = NDArray[np.uint8]
 
@@ -96,7 +97,9 @@ def draw(model: Model, frames: Sequence[Frame], settings: Settings, *, motion: b
     engine: Engine = torch_engine if motion else _Ablated(torch_engine)
     stylizer = load_stylizer(model, settings.resolve(model.defaults), engine=engine, stopwatch=Stopwatch())
     height, width = frames[0].image.shape[:2]
-    prepare = Conditions(model.defaults.controlnets, size=(width, height), multiple=model.size_multiple)
+    prepare = Scenes(
+        Conditions(model.defaults.controlnets, size=(width, height), multiple=model.size_multiple)
+    )
     toons = [toon for frame in frames for toon in stylizer.push(prepare(frame))]
     return [toon.toon.image for toon in [*toons, *stylizer.finish()]]
 

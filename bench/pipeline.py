@@ -28,6 +28,7 @@ from toonstream.stream.pipeline import Progress, run
 from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import FileSource
 from toonstream.stream.stylizer import load_stylizer
+from toonstream.stream.temporal.cuts import Scenes
 
 _RATE = 24  # frames a second, of the clip
 _LIVE = Settings(steps=1, window=4, stride=3, guidance=1.0)
@@ -124,7 +125,9 @@ def measure(model: Model, engine: Engine, choices: RenderSettings, *, side: int,
         stylizer = load_stylizer(
             model, choices, engine=TapedEngine(engine=engine, tape=tape), stopwatch=stopwatch
         )
-        conditions = Conditions(model.defaults.controlnets, size=(side, side), multiple=model.size_multiple)
+        conditions = Scenes(
+            Conditions(model.defaults.controlnets, size=(side, side), multiple=model.size_multiple)
+        )
         with (
             FileSource(clip) as source,
             FileSink(Path(folder) / "toon.mp4", source=source, width=side, height=side) as sink,

@@ -24,10 +24,12 @@ class Conditioned:
         frame: the source frame, resized to the output's size.
         hints: name → (3, H, W) float32 in [0, 1], padded up to what the networks take; for hints that a
             network draws, the picture that it is to draw from.
+        scene: number of the scene, see `Scenes`; nothing is shared between frames of two scenes.
     """
 
     frame: Frame
     hints: Mapping[str, Tensor]
+    scene: int = 0
 
 
 class Conditions:

@@ -19,6 +19,7 @@ from toonstream.stream.serving import open_stream_engine
 from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon, load_stylizer
+from toonstream.stream.temporal.cuts import Scenes
 
 __all__ = ["Rendered", "render_clip"]
 
@@ -158,11 +159,13 @@ def render_clip(
         try:
             progress = run(
                 source,
-                Conditions(
-                    model.defaults.controlnets,
-                    size=size,
-                    multiple=model.size_multiple,
-                    annotated=model.annotators,
+                Scenes(
+                    Conditions(
+                        model.defaults.controlnets,
+                        size=size,
+                        multiple=model.size_multiple,
+                        annotated=model.annotators,
+                    )
                 ),
                 stylizer,
                 write,

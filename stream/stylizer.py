@@ -16,7 +16,6 @@ from toonstream.stream.conditions import Conditioned, as_image
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
-from toonstream.stream.temporal.cuts import CutDetector
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["Stylizer", "Toon", "load_stylizer"]
@@ -24,21 +23,22 @@ __all__ = ["Stylizer", "Toon", "load_stylizer"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Toon:
-    """A source frame and the toon made of it, of the same size, pts and index."""
+    """A source frame and the toon made of it, of the same size, pts and index, and the scene's number."""
 
     source: Frame
     toon: Frame
+    scene: int = 0
 
 
 class Stylizer:
     """Takes conditioned frames in order and gives toon frames in order, a look-ahead later.
 
     Source frames wait here for their toon; there are never more of them than the rolling window's look-ahead.
+    No window reaches from one scene into the next: a scene is out before the next one begins.
 
     Args:
         denoiser: the rolling window, fresh.
         decoder: latents (B, C, h, w) → image (B, 3, H, W) in [-1, 1].
-        cuts: tells where scenes begin, so that no window reaches across; None knows of none.
         annotators: networks that draw hints, by the hint's name: image (B, 3, H, W) → hint (B, 3, H, W).
         scale, shift: the rolling window's latents are (decoder's latents - shift) * scale.
     """
@@ -48,18 +48,17 @@ class Stylizer:
         denoiser: Denoiser,
         decoder: Network,
         *,
-        cuts: CutDetector | None = None,
         annotators: Mapping[str, Network] | None = None,
         scale: float = 1.0,
         shift: float = 0.0,
     ) -> None:
         self._denoiser = denoiser
         self._decoder = decoder
-        self._cuts = cuts
         self._annotators = annotators or {}
         self._scale = scale
         self._shift = shift
-        self._waiting: deque[Frame] = deque()
+        self._waiting: deque[tuple[Frame, int]] = deque()  # with the numbers of their scenes
+        self._scene: int | None = None
 
     def push(
         self,
@@ -71,11 +70,13 @@ class Stylizer:
     ) -> Iterator[Toon]:
         """Take the next frame; give the ones that became final.
 
-        `text`, `seed` and `key` are the frame's own, see `Denoiser.push`.
+        `text`, `seed` and `key` are the frame's own, see `Denoiser.push`; the key is its index if none is given.
         """
-        is_cut = self._cuts is not None and self._cuts.push(conditioned.frame.image)
+        is_cut = self._scene is not None and conditioned.scene != self._scene
         before = self._denoiser.cut() if is_cut else []
-        self._waiting.append(conditioned.frame)
+        self._scene = conditioned.scene
+        key = conditioned.frame.index if key is None else key
+        self._waiting.append((conditioned.frame, conditioned.scene))
         drawn = {
             name: annotator({"image": conditioned.hints[name].unsqueeze(0)})["hint"][0]
             for name, annotator in self._annotators.items()
@@ -89,11 +90,12 @@ class Stylizer:
 
     def _decoded(self, committed: Iterable[Committed]) -> Iterator[Toon]:
         for final in committed:
-            source = self._waiting.popleft()
+            source, scene = self._waiting.popleft()
             latents = final.latents.unsqueeze(0) / self._scale + self._shift
             picture = self._decoder({"latents": latents})["image"][0]
             height, width = source.image.shape[:2]
-            yield Toon(source=source, toon=replace(source, image=as_image(picture, (width, height))))
+            image = as_image(picture, (width, height))
+            yield Toon(source=source, toon=replace(source, image=image), scene=scene)
 
 
 def load_stylizer(
@@ -149,7 +151,6 @@ def load_stylizer(
     return Stylizer(
         denoiser,
         decoder,
-        cuts=CutDetector(),
         annotators={name: networks[network] for name, network in annotated.items()},
         scale=model.latent_scale,
         shift=model.latent_shift,

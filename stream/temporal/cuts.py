@@ -7,13 +7,17 @@ contrast (a flash, a fade through black) says nothing: it belongs to the scene b
 it is compared with the last one that did say something.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CutDetector", "CutSettings"]
+from toonstream.stream.conditions import Conditioned
+from toonstream.stream.frame import Frame
+
+__all__ = ["CutDetector", "CutSettings", "Scenes"]
 
 _WIDTH, _HEIGHT = 64, 36
 _MARGIN = 12  # thumbnail pixels that a pan may move the picture by, from one frame to the next
@@ -67,6 +71,26 @@ class CutDetector:
             or _shifted_correlation(_lightness(before), _lightness(after)) >= self._settings.correlation
             or _histogram_overlap(before, after) >= self._settings.overlap
         )
+
+
+class Scenes:
+    """Conditions with the scenes numbered, from 0: what comes after needs no eye for cuts of its own.
+
+    Args:
+        conditions: what prepares a frame.
+        cuts: tells where scenes begin.
+    """
+
+    def __init__(self, conditions: Callable[[Frame], Conditioned], cuts: CutDetector | None = None) -> None:
+        self._conditions = conditions
+        self._cuts = cuts or CutDetector()
+        self._scene = 0
+
+    def __call__(self, frame: Frame) -> Conditioned:
+        """Prepare the next frame."""
+        conditioned = self._conditions(frame)
+        self._scene += self._cuts.push(conditioned.frame.image)
+        return replace(conditioned, scene=self._scene)
 
 
 def _lightness(thumbnail: Thumbnail) -> Thumbnail:

@@ -3,14 +3,12 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from toonstream.stream.conditions import Conditioned
 from toonstream.stream.denoise import Committed
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import Stylizer
-from toonstream.stream.temporal.cuts import CutDetector
 
 
 class OneLate:
@@ -34,18 +32,6 @@ class OneLate:
         return ready
 
 
-class EverySecond(CutDetector):
-    """Scenes of two frames each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frames = 0
-
-    def push(self, image: NDArray[np.uint8]) -> bool:
-        self.frames += 1
-        return self.frames > 1 and self.frames % 2 == 1
-
-
 class Decoder:
     inputs = ()
     outputs = ()
@@ -56,10 +42,10 @@ class Decoder:
         return {"image": tensors["latents"][:, :3]}
 
 
-def conditioned(index: int, level: float) -> Conditioned:
+def conditioned(index: int, level: float, scene: int = 0) -> Conditioned:
     image = np.full((6, 7, 3), index, np.uint8)
     frame = Frame(index=index, pts=10 * index, time_base=Fraction(1, 24), image=image)
-    return Conditioned(frame=frame, hints={"colour": torch.full((3, 8, 8), level)})
+    return Conditioned(frame=frame, hints={"colour": torch.full((3, 8, 8), level)}, scene=scene)
 
 
 def test_every_toon_comes_with_its_own_source_frame() -> None:
@@ -92,7 +78,10 @@ def test_hints_that_a_network_draws_are_drawn_before_they_are_used() -> None:
 
 
 def test_a_scene_is_out_before_the_next_one_begins() -> None:
-    stylizer = Stylizer(OneLate(), Decoder(), cuts=EverySecond())
-    given = [[toon.toon.index for toon in stylizer.push(conditioned(index, 0.0))] for index in range(5)]
-    assert given == [[], [0], [1], [2], [3]]
-    assert [toon.toon.index for toon in stylizer.finish()] == [4]
+    stylizer = Stylizer(OneLate(), Decoder())
+    given = [
+        [(toon.toon.index, toon.scene) for toon in stylizer.push(conditioned(index, 0.0, scene=index // 2))]
+        for index in range(5)
+    ]
+    assert given == [[], [(0, 0)], [(1, 0)], [(2, 1)], [(3, 1)]]
+    assert [(toon.toon.index, toon.scene) for toon in stylizer.finish()] == [(4, 2)]

@@ -1,5 +1,7 @@
 """Cuts are found; flashes, fades of exposure and pans are not taken for them."""
 
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from toonstream.stream.temporal.cuts import CutDetector
+from toonstream.stream.conditions import Conditioned
+from toonstream.stream.frame import Frame
+from toonstream.stream.temporal.cuts import CutDetector, Scenes
 
 Image = NDArray[np.uint8]
 
@@ -62,3 +66,15 @@ def test_noise_is_no_cut() -> None:
     picture = scene(3)
     takes = [(picture + random.normal(0, 12, picture.shape)).clip(0, 255).astype(np.uint8) for _ in range(3)]
     assert cuts(*takes) == []
+
+
+def test_scenes_are_numbered() -> None:
+    scenes = Scenes(lambda frame: Conditioned(frame=frame, hints={}))
+    pictures = [scene(1), scene(1), scene(2), scene(2), scene(1)]
+    frames = [
+        Frame(index=index, pts=index, time_base=Fraction(1, 24), image=picture)
+        for index, picture in enumerate(pictures)
+    ]
+    numbered = [scenes(frame) for frame in frames]
+    assert [each.scene for each in numbered] == [0, 0, 1, 1, 2]
+    assert [each.frame for each in numbered] == frames
