@@ -98,8 +98,17 @@ class Scheduler:
         Raises:
             ValueError: noise is wanted and not given.
         """
+        return self.step_from_x0(sample, output, self.predict_x0(sample, output, step), step, noise)
+
+    def step_from_x0(
+        self, sample: Tensor, output: Tensor, x0: Tensor, step: int | Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """The latents one step further on, towards other clean latents than the network has in mind.
+
+        What it says of the noise stays. With `predict_x0`'s own x0 this is `step`, and so are the other
+        arguments and what is raised.
+        """
         row = self._row(sample, step)
-        x0 = self.predict_x0(sample, output, step)
         following = row.next_from_x0 * x0 + row.next_from_sample * sample + row.next_from_output * output
         if noise is not None:
             return following + row.next_from_noise * noise

@@ -82,7 +82,8 @@ class Stylizer:
             for name, annotator in self._annotators.items()
         }
         hints = {**conditioned.hints, **drawn}
-        return self._decoded(before + self._denoiser.push(hints, text=text, seed=seed, key=key))
+        image = conditioned.frame.image
+        return self._decoded(before + self._denoiser.push(hints, text=text, seed=seed, key=key, image=image))
 
     def finish(self) -> Iterator[Toon]:
         """The stream has ended: give the rest."""

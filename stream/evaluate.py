@@ -1,0 +1,260 @@
+"""Running the networks on frames in flight: ControlNets once for a frame and level, the UNet on windows.
+
+What a frame needs is kept with the frame while it is in flight, at the one level it stands at, and goes when
+it climbs: its latents, its ControlNet residuals (the same for every window that covers it) and the weighted
+sum of the windows' predictions so far (eqs. 4 and 6).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from toonstream.engines.engine import Network
+from toonstream.engines.parking import Parked
+from toonstream.errors import SettingError
+from toonstream.stream.schedulers import Scheduler
+from toonstream.stream.temporal.hooks import ReferenceMemory
+
+__all__ = ["Evaluations", "Evaluator", "InFlight", "Window"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """How often the networks have run.
+
+    Attributes:
+        unet_calls: runs of the UNet.
+        unet_frames: frames that those runs had, guidance sides counted each.
+        controlnet_calls: runs of the ControlNets, all together.
+        controlnet_frames: frames that those runs had, guidance sides counted each.
+        hints: hint embeddings made, one per frame and ControlNet.
+    """
+
+    unet_calls: int = 0
+    unet_frames: int = 0
+    controlnet_calls: int = 0
+    controlnet_frames: int = 0
+    hints: int = 0
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class InFlight:
+    """What is kept of one frame, all of it at the level where the frame stands.
+
+    Attributes:
+        key: number that its noise belongs to. seed: of that noise.
+        text: what it is to look like, (sides, 77, D); frames that are to look alike share one tensor.
+        embeddings: of the hints, by ControlNet, each (C0, h, w); the same at every level. They wait in host
+            memory until a window needs them, and so do the latents.
+        latents: (C, h, w).
+        residuals: the ControlNets' sum by output name, each (sides, Ci, hi, wi); empty until a window runs.
+        total: Σ w·ε over the windows that have run, (C, h, w).
+        weight: Σ w over the same windows.
+    """
+
+    key: int
+    seed: int
+    text: Tensor
+    embeddings: Mapping[str, Parked]
+    latents: Parked
+    residuals: Mapping[str, Tensor] = field(default_factory=dict)
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    weight: float = 0.0
+
+    def bring(self) -> None:
+        """Begin to bring back what the next window needs."""
+        self.latents.bring()
+        if not self.residuals:
+            for embedding in self.embeddings.values():
+                embedding.bring()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Window:
+    """Consecutive frames to run at one step.
+
+    Attributes:
+        indices: of the frames in the stream. frames: what is kept of them, all at level `step`.
+        step: of the scheduler, 0 the noisiest.
+        weights: how much what is said of each frame counts; what is said at weight 0 is left out.
+    """
+
+    indices: range
+    frames: Sequence[InFlight]
+    step: int
+    weights: Sequence[float]
+
+
+class Evaluator:
+    """Runs a stream's networks.
+
+    Args:
+        networks: `unet`, and `hint_NAME` and `controlnet_NAME` for each ControlNet.
+        scheduler: scales what the networks see, and tells them the time.
+        scales: how much each ControlNet weighs, by name; at least one.
+        guidance: scale of classifier-free guidance (g); with 1.0 frames have one side, else two.
+        device: where tensors are.
+        reference: gives the UNet more inputs, and takes more outputs.
+
+    Raises:
+        SettingError: a network is missing, or no ControlNet is named.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        *,
+        scheduler: Scheduler,
+        scales: Mapping[str, float],
+        guidance: float,
+        device: torch.device,
+        reference: ReferenceMemory | None = None,
+    ) -> None:
+        if not scales:
+            raise SettingError("No ControlNet is named: give at least one in controlnet_scales.")
+        for name in scales:
+            if f"controlnet_{name}" not in networks or f"hint_{name}" not in networks:
+                raise SettingError(
+                    f"The model has no ControlNet '{name}': leave it out of controlnet_scales."
+                )
+        self._networks = networks
+        self._scheduler = scheduler
+        self._scales = scales
+        self._guidance = guidance
+        self._sides = 1 if guidance == 1.0 else 2
+        self._device = device
+        self._reference = reference
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """How often the networks have run so far."""
+        return Evaluations(**self._counts)
+
+    def embed(self, hints: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Embed a frame's hints (3, H, W): (C0, h, w) by ControlNet."""
+        self._counts["hints"] += len(self._scales)
+        return {
+            name: self._networks[f"hint_{name}"]({"hint": hints[name].unsqueeze(0)})["embedding"][0]
+            for name in self._scales
+        }
+
+    def run(self, windows: Sequence[Window]) -> None:
+        """Run windows that are independent of one another, and add what is said to their frames' sums."""
+        for window in windows:
+            for frame in window.frames:
+                frame.bring()
+        self._add_residuals(windows)
+        for _, alike in groupby(windows, key=lambda window: len(window.frames)):
+            self._run_unet(list(alike))
+
+    def _add_residuals(self, windows: Sequence[Window]) -> None:
+        """Run the ControlNets, as one batch, on those frames that have no residuals at their level yet."""
+        new = [(frame, window.step) for window in windows for frame in window.frames if not frame.residuals]
+        if not new:
+            return
+        frames = [frame for frame, _ in new]
+        steps = torch.tensor([step for _, step in new])
+        sides = self._sides
+        inputs = {
+            "sample": self._scaled(frames, steps).repeat(sides, 1, 1, 1),
+            "timestep": self._timesteps(steps),
+            "text": _by_side([frame.text for frame in frames]),
+        }
+        summed: dict[str, Tensor] = {}
+        for name, scale in self._scales.items():
+            embedding = torch.stack([frame.embeddings[name].take() for frame in frames]).repeat(
+                sides, 1, 1, 1
+            )
+            outputs = self._networks[f"controlnet_{name}"]({**inputs, "embedding": embedding})
+            for key, output in outputs.items():
+                # A network's outputs are the caller's own, so they can be summed where they lie.
+                scaled = output.mul_(scale)
+                summed[key] = summed[key].add_(scaled) if key in summed else scaled
+            self._counts["controlnet_calls"] += 1
+            self._counts["controlnet_frames"] += sides * len(frames)
+        by_side = {
+            key: residual.reshape(sides, len(frames), *residual.shape[1:]) for key, residual in summed.items()
+        }
+        for place, frame in enumerate(frames):
+            frame.residuals = {key: residual[:, place] for key, residual in by_side.items()}
+
+    def _run_unet(self, windows: Sequence[Window]) -> None:
+        """Run the UNet on windows of one length, as one batch."""
+        sides, batch, length = self._sides, len(windows), len(windows[0].frames)
+        frames = [frame for window in windows for frame in window.frames]
+        steps = torch.tensor([window.step for window in windows])
+        # Axis 0 of the inputs: side after side, and window after window within a side.
+        sample = self._scaled(frames, steps.repeat_interleave(length))
+        residuals = {
+            key: torch.stack([frame.residuals[key] for frame in frames], dim=1).reshape(
+                sides * batch, length, *residual.shape[1:]
+            )
+            for key, residual in frames[0].residuals.items()
+        }
+        inputs = {
+            "sample": sample.reshape(batch, length, *sample.shape[1:]).repeat(sides, 1, 1, 1, 1),
+            "timestep": self._timesteps(steps),
+            "text": _by_side([_mean([frame.text for frame in window.frames]) for window in windows]),
+        }
+        outputs = self._networks["unet"](inputs | residuals | self._remembered(windows))
+        self._counts["unet_calls"] += 1
+        self._counts["unet_frames"] += sides * batch * length
+        output = outputs.pop("output").float().chunk(sides)
+        self._remember(windows, outputs)
+        # Both sides carry the same weights: guiding within the window is eq. 6, with one sum to keep.
+        guided = output[0]
+        if sides == 2:
+            guided = guided + self._guidance * (output[1] - guided)
+        weights = [weight for window in windows for weight in window.weights]
+        by_window = torch.tensor(weights, device=guided.device).reshape(batch, length, 1, 1, 1)
+        weighted = guided * by_window
+        for frame, part, weight in zip(frames, weighted.flatten(0, 1), weights, strict=True):
+            if weight:
+                frame.total = frame.total + part
+                frame.weight += weight
+
+    def _remembered(self, windows: Sequence[Window]) -> dict[str, Tensor]:
+        if self._reference is None:
+            return {}
+        each = [self._reference.inputs(window.step, window.indices) for window in windows]
+        return {name: torch.stack([inputs[name] for inputs in each], dim=1).flatten(0, 1) for name in each[0]}
+
+    def _remember(self, windows: Sequence[Window], outputs: Mapping[str, Tensor]) -> None:
+        if self._reference is None:
+            return
+        by_side = {
+            name: output.reshape(self._sides, len(windows), *output.shape[1:])
+            for name, output in outputs.items()
+        }
+        for place, window in enumerate(windows):
+            own = {name: output[:, place] for name, output in by_side.items()}
+            self._reference.keep(window.step, window.indices, own)
+
+    def _scaled(self, frames: Sequence[InFlight], steps: Tensor) -> Tensor:
+        """The frames' latents as the networks want them at `steps` (N,): (N, C, h, w)."""
+        return self._scheduler.scale(torch.stack([frame.latents.take() for frame in frames]), steps)
+
+    def _timesteps(self, steps: Tensor) -> Tensor:
+        """The timesteps of `steps` (N,) for every side: (sides · N,) float32."""
+        return self._scheduler.timesteps[steps].repeat(self._sides).to(self._device)
+
+
+def _mean(texts: Sequence[Tensor]) -> Tensor:
+    """The mean of texts (sides, 77, D); where all are one tensor, that tensor itself."""
+    first = texts[0]
+    if all(text is first for text in texts):
+        return first
+    return torch.stack(list(texts)).mean(dim=0)
+
+
+def _by_side(texts: Sequence[Tensor]) -> Tensor:
+    """N texts (sides, 77, D) as a batch, side after side: (sides · N, 77, D)."""
+    first = texts[0]
+    if all(text is first for text in texts):
+        return first.repeat_interleave(len(texts), dim=0)
+    return torch.stack(list(texts), dim=1).flatten(0, 1)
