@@ -25,6 +25,16 @@ def test_help_fits_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_what_has_no_room_on_it_has_a_screen_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help-consistency"])
+    assert left.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  --mode M") for line in lines)
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+
+
 def test_help_names_the_styles_of_the_model_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
     assert ", ".join(open_model(shipped_model()).defaults.styles) in help_text(capsys)
 

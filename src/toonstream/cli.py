@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from toonstream import __version__
 from toonstream.config import EngineName, Mode, Settings, Size
@@ -39,13 +39,44 @@ class _Parser(argparse.ArgumentParser):
         raise SettingError(f"{message}; see toonstream --help")
 
 
+class _HelpConsistency(argparse.Action):
+    def __call__(self, *_: object) -> NoReturn:
+        """Show the options that the first screen has no room for, and exit."""
+        parser = _Parser(
+            prog="toonstream",
+            usage="toonstream CLIP [options]",
+            add_help=False,
+            formatter_class=_formatter,
+        )
+        _add_consistency(parser.add_argument_group("what keeps frames alike (off where not said)"))
+        parser.print_help()
+        parser.exit()
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=26, width=80)
+
+
+def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> None:
+    def add(name: str, *, help: str, **options: Any) -> None:  # noqa: A002
+        group.add_argument(name, help=help if shown else argparse.SUPPRESS, **options)
+
+    add(
+        "--mode",
+        default="wavefront",
+        choices=get_args(Mode),
+        metavar="M",
+        help="wavefront | skewed (larger batches)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="toonstream",
         usage=_USAGE,
         add_help=False,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
+        formatter_class=_formatter,
     )
     parser.add_argument("subject", nargs="?", metavar="CLIP", help=argparse.SUPPRESS)
     parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
@@ -76,18 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
     add("--allow-pickle", action="store_true", help="trust pickled checkpoints, too")
-    add(
-        "--mode",
-        default="wavefront",
-        choices=get_args(Mode),
-        metavar="M",
-        help="wavefront | skewed (larger batches)",
-    )
     add("--json", action="store_true", help="one JSON object a line on standard output")
     add("-q", "--quiet", action="store_true", help="say nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"toonstream {__version__}", help="show it, and exit")
     add("-h", "--help", action="help", help="show this, and exit")
+    add("--help-consistency", action=_HelpConsistency, nargs=0, help="show what is against flicker")
+    _add_consistency(parser.add_argument_group(), shown=False)
     return parser
 
 
