@@ -12,6 +12,7 @@ __all__ = [
     "MAX_SIDE",
     "MIN_SIDE",
     "EngineName",
+    "LoraChoice",
     "Mode",
     "ModelDefaults",
     "RenderSettings",
@@ -25,6 +26,7 @@ Mode = Literal["wavefront", "skewed"]
 MAX_STEPS = 50
 MAX_WINDOW = 32  # frames; motion modules have no positions beyond it
 MAX_GUIDANCE = 30.0
+MAX_LORA_WEIGHT = 10.0
 MAX_SEED = 2**63 - 1
 MIN_SIDE = 16  # pixels
 MAX_SIDE = 4096  # pixels
@@ -93,6 +95,41 @@ def _even(side: float) -> int:
     return max(2, 2 * round(side / 2))
 
 
+@dataclass(frozen=True, kw_only=True, order=True)
+class LoraChoice:
+    """A LoRA, and how strongly it counts.
+
+    Attributes:
+        file: the path of its file; or its name, where a server offers some by name.
+        weight: 1 is as it was made, 0 is without it; negative ones turn it round.
+    """
+
+    file: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not abs(self.weight) <= MAX_LORA_WEIGHT:  # a NaN is not
+            raise SettingError(
+                f"lora {self.file}: weight {self.weight:g}: take -{MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "LoraChoice":
+        """Read `FILE` or `FILE=WEIGHT`; what follows the last = of a name and is no number is part of it.
+
+        Raises:
+            SettingError: there is no file in it, or the weight is out of range.
+        """
+        file, found, number = text.rpartition("=")
+        try:
+            choice = (file, float(number)) if found else (text, 1.0)
+        except ValueError:
+            choice = (text, 1.0)
+        if not choice[0]:
+            raise SettingError(f"lora {text!r}: write FILE or FILE=WEIGHT, such as ink.safetensors=0.8")
+        return cls(file=choice[0], weight=choice[1])
+
+
 class ModelDefaults(Protocol):
     """What a model asks for where the user does not say; see `toonstream.export.checkpoints.Defaults`."""
 
@@ -129,6 +166,7 @@ class RenderSettings:
     guidance: float
     seed: int
     mode: Mode
+    loras: tuple[LoraChoice, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -155,6 +193,7 @@ class Settings:
         engine: what runs the networks.
         model: the name of a preset, the path of a model folder, or None for the one that ships.
         allow_pickle: read a preset's checkpoints even where they are pickled.
+        loras: what changes the model's weights, on top of its own LoRAs.
         mode: wavefront, or skewed (larger batches, more look-ahead, the same result).
     """
 
@@ -174,6 +213,7 @@ class Settings:
     engine: EngineName = "auto"
     model: str | Path | None = None
     allow_pickle: bool = False
+    loras: tuple[LoraChoice, ...] = ()
     mode: Mode = "wavefront"
 
     def __post_init__(self) -> None:
@@ -218,6 +258,7 @@ class Settings:
             guidance=defaults.guidance if self.guidance is None else self.guidance,
             seed=self.seed,
             mode=self.mode,
+            loras=self.loras,
         )
 
     def _prompt(self, defaults: ModelDefaults) -> str:
