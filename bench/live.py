@@ -153,7 +153,7 @@ async def _server(kind: str) -> AsyncIterator[tuple[str, psutil.Process]]:
 # ---- camera and screen
 
 
-def _scene(index: int) -> NDArray[np.uint8]:
+def scene_of(index: int) -> NDArray[np.uint8]:
     """A picture that is neither still nor noise."""
     rows, columns = np.mgrid[0:_HEIGHT, 0:_WIDTH]
     waves = 127 + 60 * np.sin((columns + 5 * index) / 40) + 60 * np.cos((rows - 3 * index) / 30)
@@ -163,17 +163,19 @@ def _scene(index: int) -> NDArray[np.uint8]:
 
 
 class Camera(MediaStreamTrack):
-    """Shows pictures at 30 fps.
+    """Shows pictures.
 
     Args:
         picture: gives the picture of an index.
+        rate: pictures a second.
     """
 
     kind = "video"
 
-    def __init__(self, picture: Callable[[int], NDArray[np.uint8]]) -> None:
+    def __init__(self, picture: Callable[[int], NDArray[np.uint8]], rate: int = _RATE) -> None:
         super().__init__()
         self._picture = picture
+        self._rate = rate
         self._index = 0
         self._began: float | None = None
 
@@ -181,9 +183,9 @@ class Camera(MediaStreamTrack):
         """The next picture, when it is due."""
         loop = asyncio.get_running_loop()
         self._began = self._began or loop.time()
-        await asyncio.sleep(self._began + self._index / _RATE - loop.time())
+        await asyncio.sleep(self._began + self._index / self._rate - loop.time())
         frame = VideoFrame.from_ndarray(self._picture(self._index), format="rgb24")
-        frame.pts, frame.time_base = self._index * 3000, Fraction(1, 90_000)
+        frame.pts, frame.time_base = self._index * 90_000 // self._rate, Fraction(1, 90_000)
         self._index += 1
         return frame
 
@@ -244,7 +246,7 @@ class Screen:
 
 
 async def _media(watchers: Sequence[int], seconds: float) -> None:
-    scene = [_scene(index) for index in range(60)]
+    scene = [scene_of(index) for index in range(60)]
     print("| server | watchers | cores | fps on the first screen |\n|---|---|---|---|")
     for kind in ("ours", "aiortc"):
         for count in watchers:
@@ -292,7 +294,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 async def _churn(visits: int) -> None:
-    scene = [_scene(index) for index in range(60)]
+    scene = [scene_of(index) for index in range(60)]
     async with _server("ours") as (url, process), aiohttp.ClientSession(url) as http:
         publisher = Screen()
         await publisher.connect(http, "/whip", Camera(lambda index: scene[index % 60]))
@@ -328,12 +330,13 @@ async def _glass(sizes: Sequence[int], promises: Sequence[str], seconds: float, 
     for side in sizes:
         for promise in promises:
             words = ["--size", str(side), "--latency", promise, "--engine", engine]
-            async with _toonstream(words) as url, aiohttp.ClientSession(url) as http:
+            async with toonstream_serve(words) as (url, _), aiohttp.ClientSession(url) as http:
                 await _flashes(http, f"| {side} | {promise} ", seconds)
 
 
 @asynccontextmanager
-async def _toonstream(words: Sequence[str]) -> AsyncIterator[str]:
+async def toonstream_serve(words: Sequence[str]) -> AsyncIterator[tuple[str, psutil.Process]]:
+    """Run `toonstream serve` with these words; gives its address and its process once it is ready."""
     command = [sys.executable, "-m", "toonstream", "serve", "--port", "0", *words]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
@@ -344,7 +347,7 @@ async def _toonstream(words: Sequence[str]) -> AsyncIterator[str]:
         said += line.decode()
     draining = asyncio.create_task(process.stderr.read())
     try:
-        yield match[1]
+        yield match[1], psutil.Process(process.pid)
     finally:
         process.terminate()
         await process.wait()
@@ -356,7 +359,7 @@ async def _flashes(http: aiohttp.ClientSession, row: str, seconds: float) -> Non
     sent: dict[int, float] = {}
     seen: list[tuple[float, float]] = []  # when, and how long after it was sent
     place = -1
-    scene = [_scene(index) // 3 for index in range(60)]
+    scene = [scene_of(index) // 3 for index in range(60)]
 
     def picture(index: int) -> NDArray[np.uint8]:
         number = index // period
