@@ -308,7 +308,7 @@ def _deviation(second: float | None) -> float | None:
 
 
 def _grey(image: Image) -> NDArray[np.float32]:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.float32)
+    return np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY))
 
 
 def _lab(image: Image) -> NDArray[np.float32]:

@@ -217,7 +217,7 @@ def test_drift_is_the_change_of_colour_and_of_sharpness() -> None:
     assert drift(look([flat(119, 119, 119)]), look([flat(0, 0, 0)])).colour == pytest.approx(50.0, abs=0.3)
     half = np.concatenate((flat(119, 119, 119)[: SIDE // 2], flat(0, 0, 0)[SIDE // 2 :]))
     assert drift(look([half]), look([half[::-1]])).colour == pytest.approx(50.0, abs=0.3)  # mean is the same
-    picture = texture(6, gain=0.3)
+    picture = texture(6, gain=0.4)
     doubled = np.clip(128 + 2 * (picture.astype(int) - 128), 0, 255).astype(np.uint8)
     assert drift(look([picture]), look([doubled])).sharpness == pytest.approx(4.0, rel=0.02)
 
