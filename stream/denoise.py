@@ -230,6 +230,9 @@ class Denoiser:
         """Combine the predictions of frames (index, step) that have them all, and step on (eqs. 4 and 8)."""
         if not climbed:
             return []
+        if self._reference is not None:
+            for step, alike in groupby(climbed, key=lambda each: each[1]):
+                self._reference.climbed(step, [self._first + index for index, _ in alike])
         frames = [self._frames.pop(index) for index, _ in climbed]
         device = self._text.device
         steps = torch.tensor([step for _, step in climbed])
@@ -249,8 +252,6 @@ class Denoiser:
         following = self._scheduler.step_from_x0(sample, predicted, x0, steps, noise)
         for (index, step), frame, latents in zip(climbed, frames, following, strict=True):
             if step + 1 == self._settings.steps:
-                if self._reference is not None:
-                    self._reference.commit(self._first + index)
                 committed.append(Committed(index=self._first + index, latents=latents))
             else:
                 self._frames[index] = InFlight(

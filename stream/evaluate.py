@@ -201,7 +201,9 @@ class Evaluator:
             "timestep": self._timesteps(steps),
             "text": _by_side([_mean([frame.text for frame in window.frames]) for window in windows]),
         }
-        outputs = self._networks["unet"](inputs | residuals | self._remembered(windows))
+        outputs = self._networks["unet"](
+            inputs | residuals | self._remembered(windows, (sample.shape[-2], sample.shape[-1]))
+        )
         self._counts["unet_calls"] += 1
         self._counts["unet_frames"] += sides * batch * length
         output = outputs.pop("output").float().chunk(sides)
@@ -218,10 +220,10 @@ class Evaluator:
                 frame.total = frame.total + part
                 frame.weight += weight
 
-    def _remembered(self, windows: Sequence[Window]) -> dict[str, Tensor]:
+    def _remembered(self, windows: Sequence[Window], size: tuple[int, int]) -> dict[str, Tensor]:
         if self._reference is None:
             return {}
-        each = [self._reference.inputs(window.step, window.indices) for window in windows]
+        each = [self._reference.inputs(window.step, window.indices, size) for window in windows]
         return {name: torch.stack([inputs[name] for inputs in each], dim=1).flatten(0, 1) for name in each[0]}
 
     def _remember(self, windows: Sequence[Window], outputs: Mapping[str, Tensor]) -> None:

@@ -48,17 +48,18 @@ class Fusion(Protocol):
 
 
 class ReferenceMemory(Protocol):
-    """Keeps of committed frames what windows after them attend to.
+    """Keeps of frames that are done with a step what later windows attend to at that step.
 
     Indices are those of the stream, and never come twice.
     """
 
-    def inputs(self, step: int, frames: range) -> Mapping[str, Tensor]:
+    def inputs(self, step: int, frames: range, latent_size: tuple[int, int]) -> Mapping[str, Tensor]:
         """What the UNet is to be given beside its usual inputs.
 
         Args:
             step: of the window that is about to run, 0 the noisiest.
             frames: indices of its frames.
+            latent_size: (h, w) of their latents.
 
         Returns:
             By the UNet's input, (sides, …): the negative prompt's side first, with guidance only.
@@ -66,11 +67,18 @@ class ReferenceMemory(Protocol):
         ...
 
     def keep(self, step: int, frames: range, outputs: Mapping[str, Tensor]) -> None:
-        """Take what the UNet has given beside its usual output; same conventions as `inputs`."""
+        """Take what the UNet has given beside its usual output; same conventions as `inputs`.
+
+        Frames that are in several windows come several times.
+        """
         ...
 
-    def commit(self, index: int) -> None:
-        """A frame is final. Frames come in order."""
+    def climbed(self, step: int, indices: Sequence[int]) -> None:
+        """Frames have been run at a step for the last time; the last `keep` of that step had them.
+
+        Called after every `keep`, before the next one of the same step. Frames come in order, each once a
+        step.
+        """
         ...
 
     def cut(self) -> None:

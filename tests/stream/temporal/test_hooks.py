@@ -123,28 +123,33 @@ def test_a_fusion_hears_of_frames_as_they_come_and_of_cuts():
 
 
 class Remembering:
-    """Hands the UNet the mean of what it gave of the latest final frame."""
+    """Hands the UNet what it gave of the latest frame that climbed."""
 
     def __init__(self, sides: int) -> None:
         self.sides = sides
-        self.flying: dict[int, Tensor] = {}
+        self.kept: dict[int, dict[int, Tensor]] = {}
         self.latest = torch.zeros(sides, 1)
-        self.committed: list[int] = []
+        self.done: list[list[int]] = [[], [], []]
         self.asked: list[tuple[int, range]] = []
         self.cuts = 0
 
-    def inputs(self, step, frames):
+    def inputs(self, step, frames, latent_size):
+        assert latent_size == (4, 2)
         self.asked.append((step, frames))
         return {"memory": self.latest + step}
 
     def keep(self, step, frames, outputs):
         assert outputs.keys() == {"cache"}
         assert outputs["cache"].shape == (self.sides, len(frames))
-        self.flying |= {index: outputs["cache"][:, place] for place, index in enumerate(frames)}
+        assert step not in self.kept
+        self.kept[step] = {index: outputs["cache"][:, place] for place, index in enumerate(frames)}
 
-    def commit(self, index):
-        self.committed.append(index)
-        self.latest = self.flying.pop(index)[:, None]
+    def climbed(self, step, indices):
+        self.done[step] += indices
+        kept = self.kept.pop(step, None)
+        if kept is not None:
+            assert kept.keys() >= set(indices)
+            self.latest = kept[indices[-1]][:, None]
 
     def cut(self):
         self.cuts += 1
@@ -166,9 +171,9 @@ def test_a_memory_is_asked_before_a_window_and_given_what_comes_of_it(skewed):
     memory = Remembering(sides=2)
     made = denoiser({**networks, "unet": unet}, guidance=2.0, skewed=skewed, reference=memory)
     streamed(made, 19, cut=6)
-    assert memory.committed == list(range(19))
+    assert memory.done == [list(range(19))] * 3
     assert memory.cuts == 1
-    assert not memory.flying
+    assert not memory.kept
     # Rows are side after side, and window after window within a side; each window has its own step.
     asked = iter(memory.asked)
     for tensor in seen:
