@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditioned
@@ -20,7 +20,10 @@ from toonstream.stream.frame import Frame
 from toonstream.stream.queues import Cancelled, Channel
 from toonstream.stream.stylizer import Toon
 
-__all__ = ["Progress", "Stylizing", "run"]
+__all__ = ["Drawing", "Progress", "Stylizing", "run"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _DEPTH = 4  # frames in each queue: enough to ride out an uneven stage, little enough to stay small
 
@@ -52,23 +55,27 @@ class Progress:
         return self.frames_committed / self.seconds if self.seconds > 0.0 else 0.0
 
 
-class Stylizing(Protocol):
-    """What turns frames into toon frames, some frames later."""
+class Drawing(Protocol[T_co]):
+    """What turns frames into something drawn of each, some frames later."""
 
-    def push(self, conditioned: Conditioned) -> Iterable[Toon]:
-        """Take the next frame; give the ones that became final, in order."""
+    def push(self, conditioned: Conditioned) -> Iterable[T_co]:
+        """Take the next frame; give what became final, in order."""
         ...
 
-    def finish(self) -> Iterable[Toon]:
+    def finish(self) -> Iterable[T_co]:
         """The stream has ended: give the rest."""
         ...
+
+
+Stylizing: TypeAlias = Drawing[Toon]
+"""What turns frames into toon frames."""
 
 
 def run(
     frames: Iterable[Frame],
     conditions: Callable[[Frame], Conditioned],
-    stylizer: Stylizing,
-    write: Callable[[Toon], None],
+    stylizer: Drawing[T],
+    write: Callable[[T], None],
     *,
     stopwatch: Stopwatch,
     stopped: Callable[[], bool] = lambda: False,
@@ -80,7 +87,7 @@ def run(
         frames: the source; read on a thread of its own.
         conditions: resizes a frame and draws its hints; called on that thread.
         stylizer: called on the calling thread.
-        write: takes the toon frames in order, on a third thread.
+        write: takes what was drawn in order, on a third thread.
         stopwatch: gives the time, and is told how long `conditions` and `write` are busy.
         stopped: asked before every frame; once it says yes no more is read, what is committed is still
             written, and what is not is dropped.
@@ -93,7 +100,7 @@ def run(
         Whatever a stage raises. The other stages end first.
     """
     incoming: Channel[Conditioned] = Channel(_DEPTH)
-    outgoing: Channel[Toon] = Channel(_DEPTH)
+    outgoing: Channel[T] = Channel(_DEPTH)
     begin = stopwatch.now()
     progress = Progress(frames_in=0, frames_committed=0, seconds=0.0, first_seconds=None)
 
@@ -118,7 +125,7 @@ def run(
                     conditioned = conditions(frame)
                 incoming.put(conditioned)
 
-    def pass_on(toons: Iterable[Toon]) -> None:
+    def pass_on(toons: Iterable[T]) -> None:
         for toon in toons:
             outgoing.put(toon)
             advance(0, 1)
