@@ -69,9 +69,9 @@ def parse_mode(text: str, base: Settings) -> Settings:
     for option in options:
         key, _, value = option.partition("=")
         key = key.replace("-", "_")
-        if key in _COMMON:
-            raise SettingError(f"mode {text!r}: {key} is the same for all modes: leave it out")
         if key not in mode_options():
+            if key in _COMMON:
+                raise SettingError(f"mode {text!r}: {key} is the same for all modes: leave it out")
             raise SettingError(f"mode {text!r}: option {key!r}: {_hint(key, mode_options())}")
         chosen[key] = _value(text, key, value)
     try:
