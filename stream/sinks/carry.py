@@ -1,23 +1,28 @@
-"""The sound, subtitles and attachments of a clip, carried over into its toon."""
+"""The sound, subtitles, chapters, attachments and cover of a clip, carried over into its toon."""
 
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from av.audio.stream import AudioStream
 from av.codec.context import CodecContext
 from av.container import OutputContainer
 from av.error import FFmpegError
-from av.stream import Discard, Stream
+from av.stream import AttachmentStream, Discard, Disposition, Stream
 
+from toonstream.stream.sinks.text import ConvertedText, is_text
 from toonstream.stream.sinks.track import AnyPacket, CopiedTrack, EncodedSound, Span, Track
 from toonstream.stream.sources.clip import open_clip
 
+if TYPE_CHECKING:
+    from av.container.core import Chapter
+
 __all__ = ["COPIED", "SOUND_ENCODER", "CarriedTracks"]
 
-# What is copied, by suffix and kind: what the container can hold and players play. Other sound is encoded
-# again, other subtitles are left out with a note.
+# What is copied, by suffix and kind: what the container can hold and players play. Other sound and other text
+# is encoded again; subtitles that are pictures are left out, with a note.
 _PCM = frozenset(f"pcm_{kind}" for kind in ("s16le", "s16be", "s24le", "s24be", "s32le", "f32le", "u8", "s8"))
 _COMMON = frozenset(("aac", "mp3", "ac3", "eac3", "alac"))
 COPIED: dict[str, dict[str, frozenset[str]]] = {
@@ -32,6 +37,11 @@ COPIED: dict[str, dict[str, frozenset[str]]] = {
     ".webm": {"audio": frozenset(("opus", "vorbis")), "subtitle": frozenset(["webvtt"])},
 }
 SOUND_ENCODER = {".webm": "libopus"}
+_TEXT_ENCODER = {".mp4": "mov_text", ".mov": "mov_text", ".mkv": "subrip", ".webm": "webvtt"}
+_STYLED = "ass"  # text that says where it stands and how it looks, which no other kind does
+_HOLDS_ATTACHMENTS = frozenset([".mkv"])
+# How Matroska attaches the picture that stands for a whole clip, by its codec: media type and name.
+_COVERS = {"mjpeg": ("image/jpeg", "cover.jpg"), "png": ("image/png", "cover.png")}
 # Of a clip's tags, those that say how its file was made and not what it shows.
 _OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration")
 _TAGS = ("language", "title", "handler_name")
@@ -39,6 +49,7 @@ _TAGS = ("language", "title", "handler_name")
 _NO_TEXT = b"\0\0"
 # How far before the start to look for a subtitle that is still shown there. Seconds.
 _LOOK_BACK = 10
+_CHAPTER_UNIT = Fraction(1, 1000)  # seconds
 
 
 class CarriedTracks:
@@ -51,7 +62,14 @@ class CarriedTracks:
     """
 
     def __init__(
-        self, path: Path, output: OutputContainer, *, suffix: str, shift: Fraction, cut: bool
+        self,
+        path: Path,
+        output: OutputContainer,
+        *,
+        suffix: str,
+        shift: Fraction,
+        cut: bool,
+        end: Fraction | None = None,
     ) -> None:
         """Declare the tracks in `output`, before its header is written.
 
@@ -61,6 +79,7 @@ class CarriedTracks:
             suffix: of the toon, which decides what it can hold.
             shift: the time of the clip that is 0 in the toon, in seconds.
             cut: whether what lies before `shift` is left out on purpose, and not a codec's run-in.
+            end: where the toon ends by choice, in seconds of the toon; None where the clip does.
 
         Raises:
             InputError: the clip cannot be opened.
@@ -78,6 +97,7 @@ class CarriedTracks:
                 stream.discard = Discard.all
             else:
                 self._tracks[stream.index] = track
+        self._carry_chapters(end)
         output.metadata.update(
             {tag: text for tag, text in self._input.metadata.items() if tag.lower() not in _OWN_TAGS}
         )
@@ -140,6 +160,12 @@ class CarriedTracks:
         return span if known and not self._cut else None
 
     def _carry(self, stream: Stream) -> Track | None:
+        if isinstance(stream, AttachmentStream):
+            self._carry_attachment(stream)
+            return None
+        if stream.disposition & Disposition.attached_pic:
+            self._carry_cover(stream)
+            return None
         if stream.type not in ("audio", "subtitle"):
             return None
         number = stream.index
@@ -157,6 +183,14 @@ class CarriedTracks:
             self.notes.append(
                 f"audio track {number} ({codec}) was encoded again: {self._suffix} cannot hold it"
             )
+        elif is_text(stream):
+            text = ConvertedText(stream, self._output, _TEXT_ENCODER[self._suffix])
+            output, track = text.output, text
+            if codec == _STYLED:
+                self.notes.append(
+                    f"subtitle track {number} ({codec}) is plain text now: {self._suffix} cannot hold its "
+                    "fonts and places, .mkv may"
+                )
         else:
             self.notes.append(
                 f"subtitle track {number} ({codec}) was left out: {self._suffix} cannot hold it, .mkv may"
@@ -165,6 +199,45 @@ class CarriedTracks:
         output.metadata.update({tag: stream.metadata[tag] for tag in _TAGS if tag in stream.metadata})
         output.disposition = stream.disposition
         return track
+
+    def _carry_attachment(self, stream: AttachmentStream) -> None:
+        name = stream.name or f"attachment {stream.index}"
+        self._attach(name, stream.mimetype or "application/octet-stream", stream.data)
+
+    def _carry_cover(self, stream: Stream) -> None:
+        """Take over the picture that stands for the whole clip."""
+        kind, name = _COVERS.get(_codec_name(stream) or "", ("", "cover"))
+        with suppress(FFmpegError):
+            packet = next((packet for packet in self._input.demux(stream) if packet.size), None)
+            self._input.seek(0)
+            self._attach(name, kind, bytes(packet) if packet else b"")
+
+    def _attach(self, name: str, kind: str, content: bytes) -> None:
+        if self._suffix in _HOLDS_ATTACHMENTS and kind and content:
+            self._output.add_attachment(name, kind, content)
+        else:
+            self.notes.append(f"attachment {name} was left out: {self._suffix} cannot hold it here, .mkv can")
+
+    def _carry_chapters(self, end: Fraction | None) -> None:
+        """Take over the chapters, moved as all else is; those outside the toon are left out."""
+        chapters: list[Chapter] = []
+        for chapter in self._input.chapters():
+            unit = chapter["time_base"] or Fraction(1)
+            begin, stop = (max(chapter[at] * unit - self._shift, Fraction(0)) for at in ("start", "end"))
+            if end is not None:
+                stop = min(stop, end)
+            if begin < stop:
+                chapters.append(
+                    {
+                        "id": len(chapters) + 1,
+                        "start": round(begin / _CHAPTER_UNIT),
+                        "end": round(stop / _CHAPTER_UNIT),
+                        "time_base": _CHAPTER_UNIT,
+                        "metadata": chapter["metadata"],
+                    }
+                )
+        if chapters:
+            self._output.set_chapters(chapters)
 
 
 def _codec_name(stream: Stream) -> str | None:

@@ -1,4 +1,4 @@
-"""A toon in a file: H.264 or VP9, with the source's sound, subtitles, tags and times."""
+"""A toon in a file: H.264 or VP9, with the source's sound, subtitles, chapters, tags and times."""
 
 import errno
 from collections.abc import Iterator
@@ -36,8 +36,10 @@ _NEARLY_SQUARE = Fraction(1, 50)
 # Written in fragments, each from a key frame to the next, so that a killed process leaves what can be played,
 # and turned into a plain file with one index, in place, when it is closed. (FFmpeg 8.1 states a wrong length
 # for fragments that end between key frames, as with frag_duration, and players then drop the last frame.)
-_FRAGMENTS = {"movflags": "+hybrid_fragmented+delay_moov+frag_keyframe", "flush_packets": "1"}
-_CLUSTERS = {"cluster_time_limit": "1000", "flush_packets": "1"}
+# Packets wait for those of the other tracks, subtitles too, which may not come for long: a second at most.
+_WRITTEN_SOON = {"flush_packets": "1", "max_interleave_delta": "1000000"}
+_FRAGMENTS = {"movflags": "+hybrid_fragmented+delay_moov+frag_keyframe", **_WRITTEN_SOON}
+_CLUSTERS = {"cluster_time_limit": "1000", **_WRITTEN_SOON}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ class FileSink:
 
         Args:
             path: the final name; its suffix, one of `SUFFIXES`, chooses the format.
-            source: the clip whose sound, subtitles, tags and times to take over, or None for a silent film.
+            source: the clip whose sound, subtitles, chapters, tags and times to take over, or None: silence.
             width: of the frames that will be written, in pixels.
             height: likewise.
             crf: constant quality, lower is better; None: 18 for H.264, 30 for VP9.
@@ -151,7 +153,12 @@ class FileSink:
             )
             if source is not None:
                 self._tracks = CarriedTracks(
-                    source.path, self._container, suffix=suffix, shift=self._shift, cut=source.start > 0
+                    source.path,
+                    self._container,
+                    suffix=suffix,
+                    shift=self._shift,
+                    cut=source.start > 0,
+                    end=self._end,
                 )
             with self._reported():
                 self._container.start_encoding()

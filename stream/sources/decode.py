@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 
 from toonstream.errors import InputError
 from toonstream.stream.sources.clip import MAX_PIXELS, open_clip
+from toonstream.stream.sources.interlace import deinterlaced
 
 __all__ = ["Damage", "VideoDecoder"]
 
@@ -94,13 +95,13 @@ class VideoDecoder:
         self.container.close()
 
     def frames_from(self, time: Fraction | None) -> Iterator[tuple[VideoFrame, int]]:
-        """Give every picture at or after `time` with its pts, strictly increasing.
+        """Give every picture at or after `time` with its pts, strictly increasing; no longer interlaced.
 
         Args:
             time: in seconds, or None for all pictures.
         """
         if time is None:
-            return self._timed_frames()
+            return deinterlaced(self._timed_frames())
         for margin in _SEEK_MARGINS:
             frames = self._seek(time - margin)
             first = next(frames, None)
@@ -108,7 +109,7 @@ class VideoDecoder:
                 return dropwhile(lambda timed: timed[1] * self.time_base < time, chain([first], frames))
         self.close()
         self._open()
-        return dropwhile(lambda timed: timed[1] * self.time_base < time, self._timed_frames())
+        return dropwhile(lambda timed: timed[1] * self.time_base < time, deinterlaced(self._timed_frames()))
 
     def _open(self) -> None:
         self.damage = Damage()
@@ -127,7 +128,7 @@ class VideoDecoder:
             self.container.seek(int(time / self.time_base), stream=self.stream)
         except FFmpegError:  # there is nothing there, or the container cannot be searched
             return iter(())
-        return self._timed_frames()
+        return deinterlaced(self._timed_frames())
 
     def _timed_frames(self) -> Iterator[tuple[VideoFrame, int]]:
         """Fill in a missing pts from the frame before; move one that does not increase to the next unit."""
