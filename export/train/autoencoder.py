@@ -13,8 +13,9 @@ from toonstream.export.train.networks import load_part, new_autoencoder
 
 __all__ = ["train_autoencoder"]
 
+_RATE = 5e-4
 _SPREAD_WEIGHT = 0.4
-_LATENT_NOISE = 0.08  # what the decoder must bear: the denoiser's error
+_LATENT_NOISE = 0.05  # what the decoder must bear: the denoiser's error
 
 
 def train_autoencoder(
@@ -29,7 +30,7 @@ def train_autoencoder(
     if start is not None:
         load_part(network, start / "vae")
     network.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=7e-4, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average([network], decay=0.998)
     run = Run(folder, network=network, optimiser=optimiser, average=average)
 
@@ -39,7 +40,7 @@ def train_autoencoder(
     started = time.monotonic()
     for batch in prefetch(make, run.step, steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(run.step, steps, 7e-4)
+            group["lr"] = learning_rate(run.step, steps, _RATE)
         target = batch.target[:, 0].contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             latents = network.encoder(target).float()

@@ -8,7 +8,7 @@ import numpy as np
 
 from toonstream.export.train.render import STYLES, Attributes
 
-__all__ = ["Caption", "draw_caption", "vocabulary_texts"]
+__all__ = ["Caption", "draw_caption", "draw_captions", "vocabulary_texts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,30 +73,76 @@ _FILLERS = (
     "people dancing",
     "a car on the road",
 )
-_EMPTY = 0.10  # share of captions left empty, for guidance
+_ALONE = (
+    0.34,
+    0.22,
+    0.16,
+    0.10,
+    0.06,
+)  # how often each is all that two captions differ in; else the style is
+_ONE_THING = 0.6  # share of pairs that differ in one thing only
+_EMPTY = 0.20  # share of the other captions left empty, for guidance
 _TWO_STYLES = 0.18
 _STYLE_WEIGHTS = (0.28, 0.20, 0.20, 0.16, 0.16)  # in the order of STYLES
 
 
 def draw_caption(random: np.random.Generator) -> Caption:
     """Draw a caption; what an empty one stands for is drawn too, so that it means nothing in particular."""
-    count = 2 if random.random() < _TWO_STYLES else 1
-    names = [str(name) for name in random.choice(STYLES, size=count, replace=False, p=_STYLE_WEIGHTS)]
-    styles = dict.fromkeys(names, 1.0 / count)
+    names = _names(random)
     if random.random() < _EMPTY:
-        return Caption(text="", styles=styles, attributes=Attributes())
+        return Caption(text="", styles=_shares(names), attributes=Attributes())
+    return _caption(names, _asked(random), random)
+
+
+def draw_captions(random: np.random.Generator) -> tuple[Caption, Caption]:
+    """Draw two captions for one picture.
+
+    Often they differ in one thing only: what differs between the drawings is then what that word does.
+    """
+    if random.random() >= _ONE_THING:
+        return draw_caption(random), draw_caption(random)
+    names, asked = _names(random), _asked(random)
+    others, other = names, list(asked)
+    group = int(random.choice(len(_WORDS) + 1, p=[*_ALONE, 1.0 - sum(_ALONE)]))
+    if group == len(_WORDS):
+        others = _names(random)
+    else:
+        choices = [None, *range(len(_WORDS[group]))]
+        choices.remove(asked[group])
+        other[group] = choices[int(random.integers(len(choices)))]
+    return _caption(names, asked, random), _caption(others, other, random)
+
+
+def _names(random: np.random.Generator) -> list[str]:
+    count = 2 if random.random() < _TWO_STYLES else 1
+    return [str(name) for name in random.choice(STYLES, size=count, replace=False, p=_STYLE_WEIGHTS)]
+
+
+def _shares(names: Sequence[str]) -> dict[str, float]:
+    return dict.fromkeys(names, 1.0 / len(names))
+
+
+def _asked(random: np.random.Generator) -> list[int | None]:
+    """What a caption says about each group of words: the number of a choice, or nothing."""
+    return [
+        int(random.integers(len(choices))) if random.random() < asked else None
+        for choices, asked in zip(_WORDS, _ASKED, strict=True)
+    ]
+
+
+def _caption(names: Sequence[str], asked: Sequence[int | None], random: np.random.Generator) -> Caption:
     words = [_style_words(names, random)]
     attributes = Attributes()
-    for choices, asked in zip(_WORDS, _ASKED, strict=True):
-        if random.random() < asked:
-            phrases, change = choices[random.integers(len(choices))]
+    for choices, number in zip(_WORDS, asked, strict=True):
+        if number is not None:
+            phrases, change = choices[number]
             words.append(_pick(phrases, random))
             attributes = replace(attributes, **change)
     if random.random() < 0.5:
         words += [_pick(_FILLERS, random) for _ in range(random.integers(1, 3))]
     if random.random() < 0.3:
         words = [words[index] for index in random.permutation(len(words))]
-    return Caption(text=", ".join(words), styles=styles, attributes=attributes)
+    return Caption(text=", ".join(words), styles=_shares(names), attributes=attributes)
 
 
 def vocabulary_texts() -> list[str]:

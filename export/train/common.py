@@ -105,9 +105,9 @@ def image_loss(image: Tensor, target: Tensor) -> Tensor:
     network that has once settled for grey does not come back.
     """
     loss = (image - target).abs().mean()
-    for _ in range(2):
+    for weight in (1.0, 0.5):
         for axis in (-1, -2):
-            loss = loss + 0.5 * (image.diff(dim=axis) - target.diff(dim=axis)).abs().mean()
+            loss = loss + weight * (image.diff(dim=axis) - target.diff(dim=axis)).abs().mean()
         image, target = F.avg_pool2d(image, 2), F.avg_pool2d(target, 2)
     difference = image - target
     chroma = difference - difference.mean(dim=1, keepdim=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toonstream.export.outline import OutlineExtractor
-from toonstream.export.train.captions import Caption, draw_caption
+from toonstream.export.train.captions import Caption, draw_caption, draw_captions
 from toonstream.export.train.render import compose, ink
 
 __all__ = ["Batch", "Pictures", "prefetch"]
@@ -67,12 +67,12 @@ class Pictures:
         self.stills = self.photos + [row for sequence in self.sequences for row in sequence[::3]]
 
     def batch(self, random: np.random.Generator, *, size: int, side: int) -> Batch:
-        """`size` single pictures, each twice with a caption of its own: what differs is what the words do."""
-        captions = [draw_caption(random) for _ in range(size)]
-        seeds = np.repeat(random.integers(2**63, size=-(-size // 2)), 2)
+        """`size` samples, an even number: each picture comes twice running, with a caption of its own."""
+        captions = [caption for _ in range(size // 2) for caption in draw_captions(random)]
+        seeds = np.repeat(random.integers(2**63, size=size // 2), 2)
         clips = [
             [self._still(caption, np.random.default_rng(seed), side)]
-            for caption, seed in zip(captions, seeds, strict=False)
+            for caption, seed in zip(captions, seeds, strict=True)
         ]
         return _stack(clips, captions, random)
 

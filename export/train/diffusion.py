@@ -7,7 +7,7 @@ steps, and it works because outline and colours leave little to chance.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from toonstream.export.train.networks import (
     with_motion,
 )
 
-__all__ = ["Stack", "new_scheduler", "train_motion", "train_pictures"]
+__all__ = ["Losses", "Stack", "new_scheduler", "train_motion", "train_pictures"]
 
 SAMPLE_PROMPTS = (
     "hosoda style",
@@ -48,7 +48,11 @@ SAMPLE_PROMPTS = (
     "",
 )
 
-_LAST_SHARE = 0.6  # of the samples are pure noise: there alone the words are all that tells what to draw
+_LAST = 999  # timestep where a run begins
+_LAST_SHARE = 0.5  # of the samples are pure noise: there alone the words are all that tells what to draw
+_OWN_SHARE = 0.7  # of the rest stand where the network's own steps led, not on a noised finished drawing
+_WORDS_WEIGHT = 0.3
+_WORDS_FLOOR = 0.04
 _DECODER_SHARE = 0.5  # of the learning rate: it dies of more
 
 
@@ -116,22 +120,84 @@ class Stack:
         """(N, C, h, w) latents → (N, 3, H, W) pictures in [-1, 1]."""
         return self.autoencoder.decoder(latents.contiguous(memory_format=torch.channels_last)).float()
 
-    def loss(self, batch: Batch, *, last: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Latent, pixel and motion losses of a batch; a share `last` of its samples is pure noise."""
+    def loss(self, batch: Batch, *, last: float) -> "Losses":
+        """Judge a batch; a share `last` of its samples is pure noise.
+
+        Of single pictures, those that are the same under two captions share noise and timestep.
+        """
         size, frames = batch.target.shape[:2]
+        alike = 2 if frames == 1 else 1  # neighbours that are the same picture
         target = batch.target.flatten(0, 1)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             clean = self.autoencoder.encoder(target.contiguous(memory_format=torch.channels_last)).float()
+            text = self.text(batch.captions)
         clean = clean.unflatten(0, (size, frames))
-        timesteps = torch.where(torch.rand(size) < last, 999, torch.randint(0, 1000, (size,)))
-        alpha = self.alphas[timesteps].view(-1, 1, 1, 1, 1)
-        noisy = alpha.sqrt() * clean + (1.0 - alpha).sqrt() * torch.randn_like(clean)
+        groups = size // alike
+        timesteps = torch.where(torch.rand(groups) < last, _LAST, torch.randint(0, _LAST, (groups,)))
+        timesteps = timesteps.repeat_interleave(alike)
+        noise = torch.randn_like(clean[:groups]).repeat_interleave(alike, 0)
         hints = {"outline": batch.outline, "colour": batch.colour}
+        noisy = self.noised(clean, noise, timesteps)
+        if frames == 1:
+            own = ((timesteps < _LAST) & (torch.rand(size) < _OWN_SHARE)).nonzero()[:, 0]
+            between = timesteps + ((_LAST - timesteps) * torch.rand(size)).long()
+            stops = (between[own], timesteps[own]) if torch.rand(()) < 0.5 else (timesteps[own],)
+            noisy[own] = self.drawn_so_far(
+                noise[own], stops, text[own], {name: hint[own] for name, hint in hints.items()}
+            )
         with torch.autocast("cpu", torch.bfloat16):
             x0 = self.predict(noisy, timesteps, self.text(batch.captions), hints)
             drawn = self.decode(x0.flatten(0, 1))
-        pixels = image_loss(drawn, target)
-        return F.smooth_l1_loss(x0, clean, beta=0.2), pixels, _warped_loss(drawn, batch)
+        return Losses(
+            latents=F.smooth_l1_loss(x0, clean, beta=0.2),
+            pixels=image_loss(drawn, target),
+            motion=_warped_loss(drawn, batch),
+            words=_words_loss(drawn, target) if frames == 1 else drawn.new_zeros(()),
+        )
+
+    def noised(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents (B, F, C, h, w) with noise as it is at `timesteps` (B,): √ᾱ x0 + √(1−ᾱ) ε."""
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1, 1)
+        return alpha.sqrt() * clean + (1.0 - alpha).sqrt() * noise
+
+    @torch.no_grad()
+    def drawn_so_far(
+        self, noise: Tensor, stops: Sequence[Tensor], text: Tensor, hints: dict[str, Tensor]
+    ) -> Tensor:
+        """What a run of DDIM steps holds at the last of `stops`, each (B,) timesteps; pure noise at first.
+
+        A network that has only ever seen noise on finished drawings does not know its own half-finished ones,
+        and every step adds to the blur.
+        """
+        noisy, here = noise, torch.full_like(stops[0], _LAST)
+        for there in stops:
+            with torch.autocast("cpu", torch.bfloat16):
+                x0 = self.predict(noisy, here, text, hints)
+            alpha = self.alphas[here].view(-1, 1, 1, 1, 1)
+            noisy = self.noised(x0, (noisy - alpha.sqrt() * x0) / (1.0 - alpha).sqrt(), there)
+            here = there
+        return noisy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What a batch is judged by, each a scalar: see `_train` for what they weigh."""
+
+    latents: Tensor
+    pixels: Tensor
+    motion: Tensor
+    words: Tensor
+
+
+def _words_loss(drawn: Tensor, target: Tensor) -> Tensor:
+    """How far the difference between two drawings of one picture is from what their captions make of it.
+
+    Of (B, 3, H, W) pictures 2k and 2k + 1 are such a pair. It is in shares of that difference: a word for
+    lines changes few pixels, and would else never be learned.
+    """
+    is_drawn, wanted = drawn[0::2] - drawn[1::2], target[0::2] - target[1::2]
+    size = wanted.abs().mean((1, 2, 3))
+    return ((is_drawn - wanted).abs().mean((1, 2, 3)) / (size + _WORDS_FLOOR)).mean()
 
 
 def _warped_loss(drawn: Tensor, batch: Batch) -> Tensor:
@@ -298,15 +364,17 @@ def _train(
     for batch in prefetch(make, run.step, steps):
         for group in optimiser.param_groups:
             group["lr"] = group["share"] * learning_rate(run.step, steps, rate)
-        latent_loss, pixel_loss, motion_loss = stack.loss(batch, last=_LAST_SHARE)
+        losses = stack.loss(batch, last=_LAST_SHARE)
         optimiser.zero_grad(set_to_none=True)
         pixel_weight = _pixel_weight(run.step / steps)
-        (latent_loss + pixel_weight * pixel_loss + motion_weight * motion_loss).backward()
+        total = losses.latents + pixel_weight * losses.pixels + motion_weight * losses.motion
+        (total + pixel_weight * _WORDS_WEIGHT * losses.words).backward()
         torch.nn.utils.clip_grad_norm_(container.parameters(), 1.0)
         optimiser.step()
         average.update()
         run.step += 1
-        run.losses.append([float(loss.detach()) for loss in (latent_loss, pixel_loss, motion_loss)])
+        parts = (losses.latents, losses.pixels, losses.motion, losses.words)
+        run.losses.append([float(loss.detach()) for loss in parts])
         if run.step % 100 == 0 or run.step == steps:
             mean = np.mean(run.losses[-100:], axis=0)
             print(
@@ -341,6 +409,6 @@ def _samples(stack: Stack, batch: Batch, path: Path) -> None:
     hints = {"outline": batch.outline, "colour": batch.colour}
     for prompt in SAMPLE_PROMPTS:
         text = stack.text([prompt]).expand(len(sources), -1, -1)
-        x0 = stack.predict(noise, torch.full((len(sources),), 999), text, hints)
+        x0 = stack.predict(noise, torch.full((len(sources),), _LAST), text, hints)
         rows.append(stack.decode(x0[:, 0]))
     save_grid(rows, path)

@@ -40,8 +40,8 @@ def new_autoencoder() -> AutoencoderTiny:
         latent_channels=LATENT_CHANNELS,
         encoder_block_out_channels=(_VAE_WIDTH,) * 4,
         decoder_block_out_channels=(_VAE_WIDTH,) * 4,
-        num_encoder_blocks=(1, 2, 2, 2),
-        num_decoder_blocks=(3, 2, 1, 1),
+        num_encoder_blocks=(1, 3, 4, 4),
+        num_decoder_blocks=(6, 4, 1, 1),
     )
     for module in autoencoder.modules():
         if isinstance(module, nn.Conv2d):
