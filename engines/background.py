@@ -7,12 +7,16 @@
 
 What is replaced together takes over together. For a few windows both run, and what they give is blended, so
 that no frame shows a step. When something fails, what serves goes on serving.
+
+A second source of a name, such as the UNet with a LoRA for one viewer of several, runs beside the first for
+as long as somebody holds it. Another engine takes over from both.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +28,8 @@ from toonstream.errors import EngineError
 __all__ = ["SwitchableEngine", "SwitchableNetwork"]
 
 BLENDED_WINDOWS = 4  # in which the old and the new network both run
+
+_Networks = Mapping["SwitchableNetwork", Network]  # what takes over from what
 
 
 class SwitchableNetwork:
@@ -97,12 +103,13 @@ class SwitchableEngine:
         self._asked = [engine]
         self._blended_windows = blended_windows
         self._say = say
-        self._sources: dict[str, NetworkSource] = {}
         self._networks: dict[str, SwitchableNetwork] = {}
+        self._sources: WeakKeyDictionary[SwitchableNetwork, NetworkSource] = WeakKeyDictionary()
+        self._table = threading.Lock()  # on the sources, and on which engine serves
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._ready: queue.SimpleQueue[Mapping[str, Network]] = queue.SimpleQueue()
-        self._coming: Mapping[str, Network] = {}
+        self._ready: queue.SimpleQueue[_Networks] = queue.SimpleQueue()
+        self._coming: _Networks = {}
         self._windows = 0  # that the coming networks have been blended in for
         self._lock = threading.Lock()  # on a boundary: sessions that share networks have each their own
 
@@ -112,10 +119,19 @@ class SwitchableEngine:
         return self._engine.name
 
     def load(self, source: NetworkSource) -> SwitchableNetwork:
-        """Load a network that can be replaced; before the first `replace`."""
-        self._sources[source.name] = source
-        self._networks[source.name] = SwitchableNetwork(self._engine.load(source))
-        return self._networks[source.name]
+        """Load a network that can be replaced; from any thread.
+
+        Raises:
+            EngineError: the engine that serves refuses it.
+        """
+        while True:
+            engine = self._engine
+            network = SwitchableNetwork(engine.load(source))
+            with self._table:
+                if self._engine is engine:
+                    self._sources[network] = source
+                    self._networks.setdefault(source.name, network)
+                    return network
 
     def replace(
         self, *, engine: Engine | None = None, sources: Mapping[str, NetworkSource] | None = None
@@ -124,7 +140,8 @@ class SwitchableEngine:
 
         Args:
             engine: what runs all networks from then on; None keeps the engine.
-            sources: what takes the place of some of the sources, by name; None keeps them.
+            sources: what takes the place of some of the sources, by name (of the first of each name); None
+                keeps them.
 
         Raises:
             EngineError: a source has the name of no network that was loaded.
@@ -153,8 +170,8 @@ class SwitchableEngine:
                 self._windows = 0
             self._windows += 1
             share = self._windows / (self._blended_windows + 1)
-            for name, network in self._coming.items():
-                self._networks[name].blend(network, share)
+            for network, coming in self._coming.items():
+                network.blend(coming, share)
             if share >= 1.0:
                 self._coming = {}
 
@@ -182,12 +199,18 @@ class SwitchableEngine:
 
     def _do(self, order: _Order) -> None:
         engine = order.engine or self._engine
-        sources = {**self._sources, **order.sources}
-        names = sources if order.engine is not None else order.sources
-        networks = {}
-        for name in names:
-            networks[name] = engine.load(sources[name])
-            self._networks[name].warm_up(networks[name])
-        self._engine, self._sources = engine, sources
-        self._ready.put(networks)
+        replaced = {self._networks[name]: source for name, source in order.sources.items()}
+        made: dict[SwitchableNetwork, Network] = {}
+        while True:
+            with self._table:
+                sources = {**self._sources, **replaced} if order.engine is not None else replaced
+                left = [network for network in sources if network not in made]
+                if not left:  # and none is loaded on the old engine any more
+                    self._engine = engine
+                    self._sources.update(replaced)
+                    break
+            for network in left:
+                made[network] = engine.load(sources[network])
+                network.warm_up(made[network])
+        self._ready.put(made)
         self._say(f"{engine.name} takes over")

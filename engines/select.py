@@ -72,13 +72,18 @@ def engine_name(name: str) -> str:
 
 
 def open_engine(
-    name: str = "auto", *, shapes: Shapes | None = None, say: Callable[[str], None] = lambda line: None
+    name: str = "auto",
+    *,
+    shapes: Shapes | None = None,
+    model: str = "",
+    say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """Open an engine by name.
 
     Args:
         name: as for `engine_name`.
         shapes: of the networks; the engines that build ahead have to be told.
+        model: put before each network's name where people read it.
         say: is told how far builds are.
 
     Raises:
@@ -88,7 +93,7 @@ def open_engine(
     if name in FLAVOURS:
         if shapes is None:
             raise EngineError(f"{name} builds for shapes, and was told none; take another engine here")
-        return TensorRtEngine(name, shapes=shapes, say=say)
+        return TensorRtEngine(name, shapes=shapes, model=model, say=say)
     match name:
         case "openvino":
             from toonstream.engines.openvino import OpenVinoEngine

@@ -25,7 +25,7 @@ from torch import nn
 
 from toonstream.config import DEFAULT_SHORT_SIDE
 from toonstream.engines.engine import NetworkSource
-from toonstream.errors import ModelError
+from toonstream.errors import ModelError, SettingError
 from toonstream.export.networks.temporal import MotionNorm
 
 __all__ = ["EMBEDDINGS", "Defaults", "Model", "Precision", "in_precision", "open_model", "shipped_model"]
@@ -92,6 +92,7 @@ class Model:
         vae_scale_factor: pixels per latent pixel, along each axis.
         latent_scale, latent_shift: the stream's latents are (encoder's latents - shift) * scale.
         size_multiple: width and height must be multiples of this many pixels.
+        longest_window: the most frames that its motion modules know positions for; None where it has none.
         defaults: what the model works best with.
         tokenizer_path: `tokenizer/tokenizer.json`.
         embeddings: textual inversions: words of a prompt, and the token ids that each stands for.
@@ -107,6 +108,7 @@ class Model:
     latent_scale: float
     latent_shift: float
     size_multiple: int
+    longest_window: int | None
     defaults: Defaults
     tokenizer_path: Path
     embeddings: Mapping[str, range]
@@ -116,6 +118,18 @@ class Model:
         """Names of the hints that a network of the model draws."""
         names = (name.partition("annotator_") for name in self.sources)
         return tuple(hint for before, found, hint in names if found and not before)
+
+    def require_window(self, frames: int) -> None:
+        """Refuse windows that the motion modules know no positions for.
+
+        Raises:
+            SettingError: it is such a one.
+        """
+        if self.longest_window is not None and frames > self.longest_window:
+            raise SettingError(
+                f"window {frames}: the motion modules of {self.defaults.name} know {self.longest_window} "
+                f"frames; take a --window of at most {self.longest_window}"
+            )
 
 
 def shipped_model() -> Path:
@@ -156,6 +170,7 @@ def open_model(path: Path) -> Model:
         latent_scale=float(vae.get("scaling_factor") or 1.0),
         latent_shift=float(vae.get("shift_factor") or 0.0),
         size_multiple=scale_factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        longest_window=unet.get("motion_max_seq_length"),
         defaults=defaults,
         tokenizer_path=path / "tokenizer" / "tokenizer.json",
         embeddings=_embedding_ids(path / "text_encoder"),

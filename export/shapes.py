@@ -19,8 +19,9 @@ from toonstream.engines.shapes import Triple
 from toonstream.errors import ModelError, SettingError
 from toonstream.export.networks.base import axis_length
 
-__all__ = ["Envelope", "Triple", "declared_inputs"]
+__all__ = ["SMALLEST_TILE", "Envelope", "Triple", "declared_inputs"]
 
+SMALLEST_TILE = 48  # latent pixels along a side of the autoencoder's tiles, where a frame has as many
 _LATENT_PIXEL = 8  # pixels, along each axis
 _CHUNK = 77  # tokens that a text encoder takes at once
 _PER_FRAME = ("vae_", "hint_", "annotator_")  # networks that see frames apart from their windows
@@ -35,6 +36,7 @@ class Envelope:
         smallest: the least width and the least height, each on its own; None is `size`.
         largest: the most width and the most height; None is `size`.
         window, stride: frames a window has, and from one window to the next.
+        widest: the most frames that a window has; None is `window`.
         sides: 2 where guidance may be above 1, else 1.
         steps: denoising steps; matters where `skewed`.
         skewed: whether the windows of an arrival are one batch.
@@ -50,6 +52,7 @@ class Envelope:
     largest: tuple[int, int] | None = None
     window: int
     stride: int
+    widest: int | None = None
     sides: int = 1
     steps: int = 1
     skewed: bool = False
@@ -68,10 +71,20 @@ class Envelope:
                     f"{name}s {low}, {usual}, {high}: give multiples of {_LATENT_PIXEL} pixels"
                 )
         counts = (self.window, self.stride, self.sides, self.steps, self.chunks, self.batch)
-        if min(counts) < 1 or self.stride > self.window or self.sides > 2:
+        if min(counts) < 1 or not self.stride <= self.window <= self.most_frames or self.sides > 2:
             raise SettingError(
                 "take a window, a stride up to it, 1 or 2 sides, and at least one step, chunk and frame"
             )
+
+    @property
+    def most_frames(self) -> int:
+        """The most frames that a window has."""
+        return self.window if self.widest is None else self.widest
+
+    def covers(self, *, size: tuple[int, int], window: int) -> bool:
+        """Whether a stream of frames of this padded (width, height), and such windows, stays within it."""
+        limits = zip(self.smallest or self.size, size, self.largest or self.size, strict=True)
+        return window <= self.most_frames and all(low <= side <= high for low, side, high in limits)
 
     def axes(self, network: str) -> Mapping[str, Triple]:
         """Give the (min, opt, max) of every axis that may be free in a network, each as a shape of one axis.
@@ -80,15 +93,17 @@ class Envelope:
             network: its name in the stream, such as `unet` or `hint_outline`.
         """
         smallest, largest = self.smallest or self.size, self.largest or self.size
+        if network.startswith("vae_"):  # takes large frames in tiles
+            tile = SMALLEST_TILE * _LATENT_PIXEL
+            smallest = min(smallest[0], tile), min(smallest[1], tile)
         sides = {
             axis: _axis(*(size[side] // _LATENT_PIXEL for size in (smallest, self.size, largest)))
             for side, axis in enumerate(("w", "h"))
         }
         return {
             "batch": self._batch(network),
-            "frames": _axis(
-                1, self.window, self.window
-            ),  # a short clip's window, and the last one, have less
+            # A short clip's window, and the last one, have less.
+            "frames": _axis(1, self.window, self.most_frames),
             "tokens": _axis(_CHUNK, _CHUNK, _CHUNK * self.chunks),
             **sides,
         }
@@ -99,7 +114,7 @@ class Envelope:
             return _axis(self.sides, self.sides * levels, self.sides * levels)
         if network.startswith("controlnet_"):
             # The frames that are new in a window: all of the first one's, a stride of the others'.
-            most = self.window + (levels - 1) * self.stride
+            most = self.most_frames + (levels - 1) * self.stride
             return _axis(
                 self.sides, self.sides * levels * self.stride, self.sides * max(most, levels * self.stride)
             )

@@ -1,17 +1,18 @@
 """The live core as the server wants it: one model for all, one `LiveSession` for each publisher."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 
-from toonstream.config import EngineName
-from toonstream.engines.select import open_engine
+from toonstream.config import LoraChoice
 from toonstream.export.checkpoints import Model
 from toonstream.server.live import Catalogue, Change, Deliver, Ended, Live
 from toonstream.stream.live.core import LiveToon
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.session import End, LiveSession
 from toonstream.stream.live.settings import LiveSettings
+from toonstream.stream.serving import open_live_networks
 
 __all__ = ["Drawing"]
 
@@ -34,14 +35,28 @@ class Drawing:
         self._model = model
 
     @classmethod
-    def load(cls, model: Model, settings: LiveSettings, *, engine: EngineName) -> "Drawing":
+    def load(
+        cls,
+        model: Model,
+        settings: LiveSettings,
+        *,
+        engine: str,
+        loras: Mapping[str, Path] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> "Drawing":
         """Load the networks and build the engines for a camera's size; takes seconds.
+
+        Args:
+            model: where the networks are.
+            settings: what sessions begin with.
+            engine: what runs them, as `--engine` takes it.
+            loras: files of LoRAs that viewers may ask for, by name.
+            say: is told how far builds are.
 
         Raises:
             ToonstreamError: the model or the settings are no use.
         """
-        shared = SharedNetworks.load(model, open_engine(engine))
-        shared.check(settings)
+        shared = open_live_networks(engine, model, settings, loras=loras, say=say)
         shared.warm_up(settings, _CAMERA)
         return cls(shared, model, settings)
 
@@ -53,6 +68,7 @@ class Drawing:
             model=self._model.defaults.name,
             prompt=chosen.prompt,
             styles=self._model.defaults.styles,
+            loras=self._shared.loras,
             steps=chosen.steps,
             window=chosen.window,
             latency=self._settings.latency or 0.0,
@@ -112,6 +128,10 @@ class _Drawn:
 def _changed(settings: LiveSettings, change: Change) -> LiveSettings:
     """The settings with what is asked for; a window given alone brings its stride along."""
     asked = {name: value for name, value in asdict(change).items() if value is not None}
+    if "loras" in asked:
+        asked["loras"] = tuple(
+            LoraChoice(file=name, weight=weight) for name, weight in asked["loras"].items()
+        )
     if "style" in asked:
         asked["style"] = asked["style"] or None
     if "window" in asked:

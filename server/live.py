@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+from toonstream.config import MAX_LORA_WEIGHT
 from toonstream.errors import SettingError
 from toonstream.stream.frame import Frame
 
 __all__ = ["Catalogue", "Change", "Deliver", "Ended", "Live", "OpenLive", "parse_change"]
 
 MAX_PROMPT = 2_000  # characters
+MAX_LORAS = 8  # in a toon at a time
 
 Deliver = Callable[[Frame, float], None]
 """Is given a toon frame and when its source was captured; from any thread, in order."""
@@ -29,6 +31,7 @@ class Change:
         window: frames denoised together.
         seed: of the noise.
         latency: promised, in seconds.
+        loras: all that are wanted, by name, with how strongly each counts; none where it is empty.
     """
 
     prompt: str | None = None
@@ -37,6 +40,7 @@ class Change:
     window: int | None = None
     seed: int | None = None
     latency: float | None = None
+    loras: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ class Catalogue:
         styles: it knows.
         steps, window: what it does when not told.
         latency: promised, in seconds.
+        loras: that can be put into it, by name.
     """
 
     model: str
@@ -57,6 +62,7 @@ class Catalogue:
     steps: int
     window: int
     latency: float
+    loras: tuple[str, ...] = ()
 
 
 class Live(Protocol):
@@ -102,7 +108,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "window": (int,),
     "seed": (int,),
     "latency": (int, float),
+    "loras": (dict,),
 }
+_KINDS: dict[tuple[type, ...], str] = {(str,): "text", (dict,): "an object of names and weights"}
 
 
 def parse_change(values: object) -> Change:
@@ -118,7 +126,19 @@ def parse_change(values: object) -> Change:
         if name not in known:
             raise SettingError(f"no setting {str(name)[:40]!r}: there are {', '.join(known)}")
         if value is not None and (isinstance(value, bool) or not isinstance(value, _TYPES[name])):
-            raise SettingError(f"{name} should be {'text' if _TYPES[name] == (str,) else 'a number'}")
+            raise SettingError(f"{name} should be {_KINDS.get(_TYPES[name], 'a number')}")
         if isinstance(value, str) and len(value) > MAX_PROMPT:
             raise SettingError(f"{name} is longer than {MAX_PROMPT} characters")
+        if isinstance(value, dict):
+            _require_weights(name, value)
     return Change(**values)
+
+
+def _require_weights(name: str, weights: Mapping[object, object]) -> None:
+    if len(weights) > MAX_LORAS:
+        raise SettingError(f"{name}: take at most {MAX_LORAS}")
+    for weight in weights.values():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise SettingError(f"{name} should be an object of names and weights")
+        if not abs(weight) <= MAX_LORA_WEIGHT:
+            raise SettingError(f"{name}: take weights from -{MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}")

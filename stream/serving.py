@@ -1,19 +1,117 @@
-"""The engine that a stream runs on: what is asked for, or torch until that is built."""
+"""The engine that streams run on: what is asked for, or torch until that is built.
 
-from collections.abc import Callable
+What an engine is built for is settled here, and nowhere else: `toonstream engines build` builds under the
+same keys that a stream of the same settings looks for.
+"""
 
-from toonstream.config import RenderSettings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from toonstream.config import MAX_WINDOW, RenderSettings
 from toonstream.engines.background import SwitchableEngine
 from toonstream.engines.engine import Engine
 from toonstream.engines.onnx_file import onnx_file
 from toonstream.engines.select import engine_name, open_engine
-from toonstream.engines.tensorrt.engine import TensorRtEngine
+from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
+from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.export.checkpoints import Model
 from toonstream.export.shapes import Envelope, declared_inputs
 from toonstream.export.tokenizer import PromptTokenizer
 from toonstream.stream.conditions import padded_size
+from toonstream.stream.live.networks import SharedNetworks
+from toonstream.stream.live.settings import LiveSettings
 
-__all__ = ["open_stream_engine"]
+__all__ = [
+    "envelope_shapes",
+    "live_envelope",
+    "network_names",
+    "open_live_networks",
+    "open_stream_engine",
+    "stream_envelope",
+]
+
+_CAMERA = (640, 480)  # what a live stream's source has most of the time
+_SOURCES = (_CAMERA, (1280, 720), (480, 640), (720, 1280))  # what else is planned for
+_CLIENTS_WINDOW = 16  # frames that viewers of a live stream may make its windows
+
+
+def stream_envelope(model: Model, settings: RenderSettings, *, size: tuple[int, int]) -> Envelope:
+    """Say which shapes a stream of frames of one size calls the networks with.
+
+    Args:
+        model: whose networks they are.
+        settings: how the stream will run them.
+        size: (width, height) of its frames, in pixels.
+
+    Raises:
+        SettingError: the window is longer than the model knows.
+        InputError: a prompt is longer than any model takes.
+    """
+    model.require_window(settings.window)
+    return Envelope(
+        size=padded_size(size, model.size_multiple),
+        window=settings.window,
+        stride=settings.stride,
+        sides=2 if settings.guidance > 1.0 else 1,
+        steps=settings.steps,
+        skewed=settings.mode == "skewed",
+        chunks=_chunks(model, settings.prompt, settings.negative_prompt),
+    )
+
+
+def live_envelope(model: Model, settings: LiveSettings) -> Envelope:
+    """Say which shapes live streams call the networks with, whatever their controllers and viewers choose.
+
+    Sizes shrink as far as a network can go; they grow to what is asked for of a source of 16:9, or of one
+    that stands upright. Windows grow to what the page offers, or to what is asked for.
+
+    Args:
+        model: whose networks they are.
+        settings: what streams begin with.
+
+    Raises:
+        SettingError: the window is longer than the model knows.
+        InputError: a prompt is longer than any model takes.
+    """
+    render = settings.resolve(model.defaults)
+    model.require_window(render.window)
+    sizes = [padded_size(settings.size.of(*source), model.size_multiple) for source in _SOURCES]
+    offered = min(_CLIENTS_WINDOW, model.longest_window or MAX_WINDOW)
+    return Envelope(
+        size=sizes[0],
+        smallest=(model.size_multiple, model.size_multiple),
+        largest=(max(width for width, _ in sizes), max(height for _, height in sizes)),
+        window=render.window,
+        stride=render.stride,
+        widest=max(render.window, offered),
+        sides=2 if render.guidance > 1.0 else 1,
+        steps=render.steps,
+        chunks=_chunks(model),
+    )
+
+
+def _chunks(model: Model, *prompts: str) -> int:
+    """Chunks of tokens that prompts may have: those of the model's own are always room for others."""
+    tokenizer = PromptTokenizer(model.tokenizer_path, model.embeddings)
+    own = (model.defaults.prompt, model.defaults.negative_prompt)
+    return max(len(tokenizer(prompt).ids) for prompt in (*own, *prompts))
+
+
+def envelope_shapes(envelope: Envelope) -> Shapes:
+    """Give what an engine that builds ahead wants to be told."""
+    return lambda source: envelope.triples(source.name, declared_inputs(onnx_file(source)))
+
+
+def network_names(model: Model) -> tuple[str, ...]:
+    """Name the networks of a model that a stream runs."""
+    hints = model.defaults.controlnets
+    return (
+        "text_encoder",
+        "unet",
+        "vae_decoder",
+        *(f"{kind}_{hint}" for hint in hints for kind in ("hint", "controlnet")),
+        *(f"annotator_{hint}" for hint in hints if hint in model.annotators),
+    )
 
 
 def open_stream_engine(
@@ -22,11 +120,9 @@ def open_stream_engine(
     settings: RenderSettings,
     *,
     size: tuple[int, int],
-    smallest: tuple[int, int] | None = None,
-    largest: tuple[int, int] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """Open an engine for one stream.
+    """Open an engine for a stream of frames of one size.
 
     An engine that has to be built first is built in the background, while torch serves, and takes over at a
     window boundary.
@@ -35,35 +131,52 @@ def open_stream_engine(
         name: as `--engine` takes it.
         model: whose networks will be loaded.
         settings: how the stream will run them.
-        size: usual (width, height) of its frames, in pixels.
-        smallest: the least of it, where it may change. None is `size`.
-        largest: the most of it. None is `size`.
+        size: (width, height) of its frames, in pixels.
         say: is told how far builds are.
 
     Raises:
         EngineError: the engine is unknown, not installed, or of no use here.
+        SettingError: the window is longer than the model knows.
     """
+    return _open(name, model, stream_envelope(model, settings, size=size), say)
 
-    def padded(limit: tuple[int, int] | None) -> tuple[int, int] | None:
-        return None if limit is None else padded_size(limit, model.size_multiple)
 
-    tokenizer = PromptTokenizer(model.tokenizer_path, model.embeddings)
-    envelope = Envelope(
-        size=padded_size(size, model.size_multiple),
-        smallest=padded(smallest),
-        largest=padded(largest),
-        window=settings.window,
-        stride=settings.stride,
-        sides=2 if settings.guidance > 1.0 else 1,
-        steps=settings.steps,
-        skewed=settings.mode == "skewed",
-        chunks=max(len(tokenizer(prompt).ids) for prompt in (settings.prompt, settings.negative_prompt)),
-    )
+def open_live_networks(
+    name: str,
+    model: Model,
+    settings: LiveSettings,
+    *,
+    loras: Mapping[str, Path] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> SharedNetworks:
+    """Load a model's networks for live streams, on an engine opened as by `open_stream_engine`.
+
+    Args:
+        name: as `--engine` takes it.
+        model: where the networks come from.
+        settings: what streams begin with.
+        loras: files of LoRAs that viewers may ask for, by name.
+        say: is told how far builds are.
+
+    Raises:
+        EngineError: the engine is unknown, not installed, or of no use here.
+        ModelError: the model has no network for something it asks for.
+        InputError: the settings are not for this model.
+    """
+    settings.resolve(model.defaults)
+    envelope = live_envelope(model, settings) if engine_name(name) in FLAVOURS else None
+    engine = open_engine(engine_name(name)) if envelope is None else _open(name, model, envelope, say)
+    shared = SharedNetworks.load(model, engine, limits=envelope, loras=loras)
+    shared.check(settings)
+    return shared
+
+
+def _open(name: str, model: Model, envelope: Envelope, say: Callable[[str], None]) -> Engine:
     engine = open_engine(
-        engine_name(name),
-        shapes=lambda source: envelope.triples(source.name, declared_inputs(onnx_file(source))),
-        say=say,
+        engine_name(name), shapes=envelope_shapes(envelope), model=model.defaults.name, say=say
     )
-    if not isinstance(engine, TensorRtEngine) or engine.is_built(model.sources["unet"]):
+    if not isinstance(engine, TensorRtEngine):
+        return engine
+    if all(engine.is_built(model.sources[network]) for network in network_names(model)):
         return engine
     return SwitchableEngine(open_engine("torch"), successor=engine, say=say)

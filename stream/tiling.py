@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.engine import Network, TensorSpec
+from toonstream.export.shapes import SMALLEST_TILE
 
 __all__ = ["Cost", "Tiled", "available_memory", "choose_tile", "tile_starts"]
 
 _OVERLAP = 16  # latent pixels that neighbouring tiles share, at least
 _MARGIN = 4  # of these, how many along a tile's edge do not count: they may be off by more than they vary
-_SMALLEST = 48  # latent pixels along a tile's side, where the frame has as many: overlaps do not meet
 _LIVE = 5  # feature maps of full resolution and full width that are in memory at a time, as measured
 _SHARE = 0.5  # of the memory there is that the autoencoder may take
 _UNKNOWN = 4 << 30  # bytes taken to be there where the machine does not say
@@ -82,13 +82,13 @@ def choose_tile(height: int, width: int, *, cost: Cost, available: int) -> tuple
     parts, tile = [1, 1], [height, width]
     while cost.bytes(*tile) > available:
         # The longer side of those that may still shrink is cut into one more part.
-        side = max((0, 1), key=lambda axis: tile[axis] if tile[axis] > _SMALLEST else 0)
-        if tile[side] <= _SMALLEST:
+        side = max((0, 1), key=lambda axis: tile[axis] if tile[axis] > SMALLEST_TILE else 0)
+        if tile[side] <= SMALLEST_TILE:
             break
         parts[side] += 1
         length = (height, width)[side]
         even = -(-(length + (parts[side] - 1) * _OVERLAP) // parts[side])
-        tile[side] = max(even, _SMALLEST)
+        tile[side] = max(even, SMALLEST_TILE)
     return tile[0], tile[1]
 
 

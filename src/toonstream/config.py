@@ -9,6 +9,7 @@ from typing import Literal, Protocol, get_args
 from toonstream.errors import SettingError
 
 __all__ = [
+    "MAX_LORA_WEIGHT",
     "MAX_SIDE",
     "MIN_SIDE",
     "EngineName",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 EngineName = Literal["auto", "openvino", "onnxruntime", "torch", "tensorrt-rtx", "tensorrt"]
-Mode = Literal["wavefront", "skewed"]
+Mode = Literal["wavefront", "skewed", "anchored"]
 
 MAX_STEPS = 50
 MAX_WINDOW = 32  # frames; motion modules have no positions beyond it

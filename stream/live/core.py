@@ -8,13 +8,15 @@ costs of every run, latencies, frame rate → controller
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from toonstream.config import RenderSettings
+from toonstream.config import LoraChoice, RenderSettings
+from toonstream.errors import ToonstreamError
 from toonstream.stream.clock import Clock
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import Controller, Decision
 from toonstream.stream.live.costs import Costs, Shape
+from toonstream.stream.live.fading import Fade
 from toonstream.stream.live.inbox import Captured, Inbox
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.live.statistics import Event, LiveStatistics, Meter
@@ -68,10 +70,11 @@ class Run:
 
 
 Observe = Callable[[Plan, Run], None]
+V = TypeVar("V")
 
 
-class Studio(Protocol):
-    """What draws: `SharedNetworks`, or in tests something in its place."""
+class Studio(Protocol[V]):
+    """What draws: `SharedNetworks`, or in tests something in its place. V is the model with LoRAs put in."""
 
     @property
     def multiple(self) -> int:
@@ -86,12 +89,30 @@ class Studio(Protocol):
         """
         ...
 
-    def words(self, settings: RenderSettings) -> Words:
-        """What frames are to look like."""
+    @property
+    def plain(self) -> V:
+        """The model as it is."""
         ...
 
-    def segment(self, plan: Plan, words: Words, *, size: tuple[int, int], observe: Observe) -> Segment:
-        """Start a stream that gives toons of `size`; `observe` is told of every run in it."""
+    def variant(self, loras: tuple[LoraChoice, ...]) -> V | None:
+        """The model with LoRAs put in; None while that is made ready, without waiting.
+
+        Raises:
+            ToonstreamError: it cannot be made.
+        """
+        ...
+
+    def words(self, settings: RenderSettings, variant: V) -> Words:
+        """What frames are to look like, as the variant's text encoder has it."""
+        ...
+
+    def segment(
+        self, plan: Plan, words: Words, *, size: tuple[int, int], observe: Observe, fade: Fade[V]
+    ) -> Segment:
+        """Start a stream that gives toons of `size`, drawn with what `fade` says.
+
+        `observe` is told of every run in it.
+        """
         ...
 
     def is_ready(self, plan: Plan) -> bool:
@@ -107,7 +128,7 @@ class Studio(Protocol):
         ...
 
 
-class LiveCore:
+class LiveCore(Generic[V]):
     """One viewer's stream.
 
     Args:
@@ -123,7 +144,7 @@ class LiveCore:
 
     def __init__(
         self,
-        studio: Studio,
+        studio: Studio[V],
         settings: LiveSettings,
         *,
         deliver: Callable[[LiveToon], None],
@@ -141,6 +162,9 @@ class LiveCore:
         self._asked: LiveSettings | None = None  # put by any thread
         self._costs = Costs()
         self._track: WordTrack | None = None
+        self._fade = Fade(studio.plain)
+        self._drawn_with: tuple[LoraChoice, ...] = ()  # or on the way there
+        self._spoilt: tuple[LoraChoice, ...] = ()  # LoRAs asked for last that cannot be had
         self._words: Words | None = None  # of the latest frame
         self._source: tuple[int, int] | None = None  # width, height
         self._output = (0, 0)
@@ -209,6 +233,7 @@ class LiveCore:
                 return
         elif self._switching.at_boundary:
             self._apply_change()
+            self._restyle()
         if width > self._source_width:
             self._follow(source)
         assert self._switching is not None
@@ -243,7 +268,7 @@ class LiveCore:
         """Start with the first frame of a source, or of one that has become another picture."""
         output = self._settings.size.of(*source)
         if self._track is None:
-            self._words = self._studio.words(self._render)
+            self._words = self._studio.words(self._render, self._fade.target)
             self._track = WordTrack(self._words)
         fresh = self._controller is None
         self._source, self._output = source, output
@@ -290,15 +315,41 @@ class LiveCore:
         self._settings, self._render = asked, self._studio.check(asked)
         if self._switching is None or self._source is None:
             return
-        assert self._track is not None
         if _said(self._render) != _said(before):
-            frames = asked.blend * self._switching.plan.stride
-            self._track.change(self._studio.words(self._render), frames=frames)
+            frames = self._change_words()
             self.say("words", f"goes over to {self._render.prompt!r} within {frames} frames")
         self._output = asked.size.of(*self._source)
         if (self._output, promise, _run(before)) != (output, asked.latency, _run(self._render)):
             self._aim()
             self._decide()
+
+    def _change_words(self) -> int:
+        """Go over to the words that are asked for; gives the frames that this takes."""
+        assert self._track is not None
+        assert self._switching is not None
+        frames = self._settings.blend * self._switching.plan.stride
+        self._track.change(self._studio.words(self._render, self._fade.target), frames=frames)
+        return frames
+
+    def _restyle(self) -> None:
+        """Go over to the LoRAs that are asked for, once they are ready and nothing else is coming."""
+        self._fade.step()
+        wanted = self._render.loras
+        if not self._fade.settled or wanted in (self._drawn_with, self._spoilt):
+            return
+        try:
+            variant = self._studio.variant(wanted)
+        except ToonstreamError as error:
+            self._spoilt = wanted
+            self.say("loras", f"the LoRAs stay as they were: {error}")
+            return
+        if variant is None:
+            return
+        self._fade.begin(variant, windows=self._settings.blend)
+        self._drawn_with, self._spoilt = wanted, ()
+        self._change_words()
+        shown = ", ".join(f"{lora.file} at {lora.weight:g}" for lora in wanted) or "no LoRA"
+        self.say("loras", f"goes over to {shown} within {self._settings.blend} windows")
 
     def _decide(self) -> None:
         """Let the controller say what runs from here on."""
@@ -341,7 +392,9 @@ class LiveCore:
 
     def _start(self, plan: Plan) -> Segment:
         assert self._words is not None
-        return self._studio.segment(plan, self._words, size=self._output, observe=self._observe)
+        return self._studio.segment(
+            plan, self._words, size=self._output, observe=self._observe, fade=self._fade
+        )
 
     def _observe(self, plan: Plan, run: Run) -> None:
         now = self._clock()

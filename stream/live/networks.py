@@ -1,38 +1,49 @@
 """Networks that several sessions share: loaded once, run in turns, keeping nothing of any session."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol, runtime_checkable
+from weakref import WeakSet
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from toonstream.config import RenderSettings
+from toonstream.config import LoraChoice, RenderSettings
 from toonstream.engines.background import SwitchableEngine
-from toonstream.engines.engine import Engine, Network, TensorSpec
-from toonstream.errors import InputError
+from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
+from toonstream.errors import EngineError, InputError, ToonstreamError
 from toonstream.export.checkpoints import Model
+from toonstream.export.loras import lora_sources
+from toonstream.export.shapes import Envelope
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
 from toonstream.stream.clock import Clock, monotonic
 from toonstream.stream.conditions import padded_size
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import ladder
 from toonstream.stream.live.core import Observe, Run, wished
+from toonstream.stream.live.fading import Fade, FadedNetwork
 from toonstream.stream.live.segment import StylizerSegment
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.turns import Turns
 from toonstream.stream.live.words import Words
 
-__all__ = ["SharedNetworks", "TakingTurns"]
+__all__ = ["SharedNetworks", "TakingTurns", "Variant"]
 
 
 _PREPARING_STRIDES = 2  # after the first window: a first run builds, a second tells what it takes
+_KEPT_VARIANTS = 4  # that are kept ready, the latest asked for; those in use stay besides
 
 Shapes = tuple[tuple[int, ...], ...]
+Seen = dict[tuple[str, Shapes], Mapping[str, tuple[torch.Size, torch.dtype]]]  # by name of the input
+Loras = tuple[LoraChoice, ...]
 Built = tuple[tuple[int, int], int, int, bool]  # padded size, window, stride, guided
 
 
@@ -45,6 +56,23 @@ class Preparing(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Variant:
+    """What LoRAs change, with some of them put in.
+
+    Attributes:
+        loras: which, by name.
+        unet: with them.
+        encode: reads prompts with them.
+        seen: what the UNet has been run with, see `TakingTurns`.
+    """
+
+    loras: Loras
+    unet: Network
+    encode: PromptEncoder
+    seen: Seen = field(default_factory=dict)
+
+
 class TakingTurns:
     """A shared network as one session sees it.
 
@@ -52,7 +80,7 @@ class TakingTurns:
         network: what is run.
         name: of it.
         turns: shared by all networks of all sessions.
-        seen: shapes that each network has been run with, shared likewise; changed within turns only.
+        seen: what each network has been run with, shared likewise; changed within turns only.
         clock: gives the time.
         observe: told of every run, on the calling thread.
     """
@@ -63,7 +91,7 @@ class TakingTurns:
         name: str,
         *,
         turns: Turns,
-        seen: set[tuple[str, Shapes]],
+        seen: Seen,
         clock: Clock,
         observe: Callable[[Run], None],
     ) -> None:
@@ -95,7 +123,8 @@ class TakingTurns:
             began = self._clock()
             made = self._network(tensors)
             ended = self._clock()
-            self._seen.add(key)
+            if first:
+                self._seen[key] = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         shape = next(iter(tensors.values())).shape
         frames = shape[0] * shape[1] if len(shape) == 5 else shape[0]
         self._observe(
@@ -115,6 +144,9 @@ class SharedNetworks:
         networks: all of the model's, by name, loaded.
         tokenizer: reads prompts.
         boundary: called between two windows, where networks may be replaced.
+        load: loads other forms of the model's networks; needed where there are LoRAs.
+        loras: files of those that viewers may ask for, by name.
+        limits: of the shapes that the networks can be called with; None where there are none.
         clock: gives the time.
 
     Raises:
@@ -128,16 +160,29 @@ class SharedNetworks:
         tokenizer: PromptTokenizer,
         *,
         boundary: Callable[[], None] = lambda: None,
+        load: Callable[[NetworkSource], Network] | None = None,
+        loras: Mapping[str, Path] | None = None,
+        limits: Envelope | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self.model = model
         self._networks = networks
         self._tokenizer = tokenizer
         self._boundary = boundary
+        self._load = load
+        self._loras = dict(loras or {})
+        self._limits = limits
         self._clock = clock
         self._turns = Turns()
-        self._seen: set[tuple[str, Shapes]] = set()
-        self._encode = PromptEncoder(networks["text_encoder"], tokenizer, readers=networks.values())
+        self._seen: Seen = {}
+        self._plain = Variant(
+            loras=(),
+            unet=networks["unet"],
+            encode=PromptEncoder(networks["text_encoder"], tokenizer, readers=networks.values()),
+            seen=self._seen,
+        )
+        self._variants: OrderedDict[Loras, Future[Variant]] = OrderedDict()
+        self._in_use: WeakSet[Variant] = WeakSet()
         own = (model.defaults.prompt, model.defaults.negative_prompt)
         self._chunks = max(len(tokenizer(prompt).ids) for prompt in own)
         self._lock = threading.Lock()
@@ -147,8 +192,16 @@ class SharedNetworks:
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="toonstream-prepare")
 
     @classmethod
-    def load(cls, model: Model, engine: Engine, *, clock: Clock = monotonic) -> "SharedNetworks":
-        """Load what a stream of the model needs.
+    def load(
+        cls,
+        model: Model,
+        engine: Engine,
+        *,
+        loras: Mapping[str, Path] | None = None,
+        limits: Envelope | None = None,
+        clock: Clock = monotonic,
+    ) -> "SharedNetworks":
+        """Load what a stream of the model needs; see the class for what else there is.
 
         Raises:
             ModelError: the model has no network for something it asks for.
@@ -163,28 +216,115 @@ class SharedNetworks:
             {name: engine.load(model.sources[name]) for name in names},
             PromptTokenizer(model.tokenizer_path, model.embeddings),
             boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
+            load=engine.load,
+            loras=loras,
+            limits=limits,
             clock=clock,
         )
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """Names of the LoRAs that viewers may ask for."""
+        return tuple(self._loras)
 
     def check(self, settings: LiveSettings) -> RenderSettings:
         """Fill in what was left open and see that the model can do it; quick.
 
         Raises:
-            InputError: the model has no such style, a prompt is too long, or the numbers do not fit.
+            InputError: the model has no such style, there is no such LoRA, a prompt is too long, or the
+                numbers do not fit.
         """
         chosen = settings.resolve(self.model.defaults)
+        self.model.require_window(chosen.window)
+        if self._limits is not None and chosen.window > self._limits.most_frames:
+            raise InputError(
+                f"window {chosen.window}: the engines here take at most {self._limits.most_frames} frames"
+            )
+        for lora in chosen.loras:
+            self._require_lora(lora.file)
         for prompt in (chosen.prompt, chosen.negative_prompt):
             if len(self._tokenizer(prompt).ids) > self._chunks:
                 raise InputError(f"the prompt has more than {75 * self._chunks} tokens; shorten it")
         return chosen
 
-    def words(self, settings: RenderSettings) -> Words:
+    def words(self, settings: RenderSettings, variant: Variant | None = None) -> Words:
         """What frames under these settings are to look like; runs the text encoder, in turn.
+
+        Args:
+            settings: what is asked for.
+            variant: whose text encoder reads it; None for the model's own.
 
         Raises:
             InputError: a prompt is too long.
         """
-        return self._said(settings.prompt, settings.negative_prompt, settings.seed)
+        return self._said(settings.prompt, settings.negative_prompt, settings.seed, variant=variant)
+
+    @property
+    def plain(self) -> Variant:
+        """The model as it is."""
+        return self._plain
+
+    def variant(self, loras: Loras) -> Variant | None:
+        """Give the model with LoRAs put in, ready to run; None while it is made ready, on another thread.
+
+        Raises:
+            ToonstreamError: it cannot be made.
+        """
+        if not loras:
+            return self._plain
+        with self._lock:
+            made = self._variants.get(loras)
+            if made is None:
+                self._variants[loras] = self._preparer.submit(self._make_variant, loras)
+                if len(self._variants) > _KEPT_VARIANTS:
+                    self._variants.popitem(last=False)[1].cancel()
+                return None
+            self._variants.move_to_end(loras)
+        return made.result() if made.done() else None
+
+    def _require_lora(self, name: str) -> None:
+        if name in self._loras:
+            return
+        near = get_close_matches(name, self._loras, n=2, cutoff=0.5)
+        known = ", ".join(self._loras) or "none"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {known}"
+        raise InputError(f"there is no LoRA {name[:40]!r} here; {hint}")
+
+    def _make_variant(self, loras: Loras) -> Variant:
+        """Load the networks that LoRAs change, and run or build them for what the model was run with."""
+        assert self._load is not None
+        try:
+            files = [replace(lora, file=str(self._loras[lora.file])) for lora in loras]
+            changed = {name: self._load(source) for name, source in lora_sources(self.model, files).items()}
+            encoder = changed.get("text_encoder")
+            variant = Variant(
+                loras=loras,
+                unet=changed.get("unet", self._plain.unet),
+                encode=self._plain.encode
+                if encoder is None
+                else PromptEncoder(encoder, self._tokenizer, readers=self._networks.values()),
+                seen={} if "unet" in changed else self._seen,
+            )
+            self._in_use.add(variant)
+            self._warm_up(variant)
+        except ToonstreamError:
+            raise
+        except Exception as error:  # whatever it is, what runs must go on
+            raise EngineError(f"{type(error).__name__}: {error}") from error
+        return variant
+
+    def _warm_up(self, variant: Variant) -> None:
+        """Build or run a variant's UNet for all shapes that the model's own was run with."""
+        for key, called in list(self._seen.items()):
+            if key[0] != "unet" or key in variant.seen:
+                continue
+            tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in called.items()}
+            if isinstance(variant.unet, Preparing):
+                variant.unet.prepare(tensors)
+            with self._turns.turn():
+                if not isinstance(variant.unet, Preparing):
+                    variant.unet(tensors)
+                variant.seen[key] = called
 
     @property
     def multiple(self) -> int:
@@ -192,20 +332,39 @@ class SharedNetworks:
         return self.model.size_multiple
 
     def segment(
-        self, plan: Plan, words: Words, *, size: tuple[int, int], observe: Observe
+        self,
+        plan: Plan,
+        words: Words,
+        *,
+        size: tuple[int, int],
+        observe: Observe,
+        fade: Fade[Variant] | None = None,
     ) -> StylizerSegment:
-        """Start a stream that gives toons of `size`; `observe` is told of every run in it, on its thread."""
+        """Start a stream that gives toons of `size`.
+
+        Args:
+            plan: what is run.
+            words: of the first frame.
+            size: (width, height) of the toons.
+            observe: is told of every run in it, on its thread.
+            fade: what it is drawn with, as that changes; None is the model as it is.
+        """
 
         def told(run: Run) -> None:
             observe(plan, run)
 
-        networks = {
-            name: TakingTurns(
-                network, name, turns=self._turns, seen=self._seen, clock=self._clock, observe=told
-            )
+        def mine(network: Network, name: str, seen: Seen) -> TakingTurns:
+            return TakingTurns(network, name, turns=self._turns, seen=seen, clock=self._clock, observe=told)
+
+        def form(variant: Variant) -> Network:
+            return mine(variant.unet, "unet", variant.seen)
+
+        networks: dict[str, Network] = {
+            name: mine(network, name, self._seen)
             for name, network in self._networks.items()
             if name != "text_encoder"
         }
+        networks["unet"] = FadedNetwork(fade or Fade(self._plain), form)
         return StylizerSegment(
             self.model,
             networks,
@@ -227,6 +386,7 @@ class SharedNetworks:
         Raises:
             EngineError: the engine refuses a network or its shapes.
         """
+        self._require_within_limits(plan)
         width, height = plan.size
         black = np.zeros((height, width, 3), np.uint8)
         defaults = self.model.defaults
@@ -238,6 +398,8 @@ class SharedNetworks:
                 pass
         for _ in segment.finish():
             pass
+        for variant in list(self._in_use):
+            self._warm_up(variant)
         self._ready.add(self._built(plan))
 
     def request(self, plan: Plan) -> str | None:
@@ -279,11 +441,20 @@ class SharedNetworks:
         except Exception as error:  # noqa: BLE001  whatever it is, what runs must go on
             self._refused[self._built(plan)] = str(error) or type(error).__name__
 
+    def _require_within_limits(self, plan: Plan) -> None:
+        size = padded_size(plan.size, self.model.size_multiple)
+        if self._limits is not None and not self._limits.covers(size=size, window=plan.window):
+            raise EngineError(
+                f"{plan}: the engines here are not made for that; end this, and begin with "
+                f"--size {plan.size[0]}x{plan.size[1]}"
+            )
+
     def _built(self, plan: Plan) -> Built:
         size = padded_size(plan.size, self.model.size_multiple)
         return size, plan.window, plan.stride, plan.guidance != 1.0
 
-    def _said(self, prompt: str, negative: str, seed: int = 0) -> Words:
+    def _said(self, prompt: str, negative: str, seed: int = 0, *, variant: Variant | None = None) -> Words:
+        encode = (variant or self._plain).encode
         with self._turns.turn():
-            text, without = self._encode(prompt, negative, chunks=self._chunks)
+            text, without = encode(prompt, negative, chunks=self._chunks)
         return Words(text=text, negative=without, seed=seed)

@@ -9,7 +9,7 @@ Sessions share networks and nothing else. Whatever fails in one ends that one, w
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from toonstream.errors import ToonstreamError
 from toonstream.stream.clock import Clock, monotonic
@@ -53,7 +53,7 @@ class LiveSession:
 
     def __init__(
         self,
-        shared: Studio,
+        shared: Studio[Any],
         settings: LiveSettings,
         *,
         deliver: Callable[[LiveToon], None],

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from toonstream.config import MAX_SEED, ModelDefaults, RenderSettings, Settings, Size
+from toonstream.config import MAX_SEED, LoraChoice, ModelDefaults, RenderSettings, Settings, Size
 from toonstream.errors import SettingError
 
 __all__ = ["MAX_LATENCY", "MIN_LATENCY", "LiveSettings", "Plan", "parse_latency"]
@@ -29,7 +29,8 @@ class LiveSettings:
             these are what is best, and others may be run.
         guidance: how strongly the prompt is followed (g); 1 means no guidance.
         latency: seconds promised from capture to commit; None promises nothing and runs what is asked for.
-        blend: windows over which a change of words is spread, 0 or more.
+        loras: by name, of those that the server offers, and how strongly each counts.
+        blend: windows over which a change of words or of LoRAs is spread, 0 or more.
 
     Raises:
         SettingError: a number is out of range.
@@ -45,6 +46,7 @@ class LiveSettings:
     stride: int | None = None
     guidance: float | None = None
     latency: float | None = None
+    loras: tuple[LoraChoice, ...] = ()
     blend: int = 4
 
     def __post_init__(self) -> None:
@@ -53,6 +55,8 @@ class LiveSettings:
             raise SettingError(
                 f"latency {self.latency:g} s: promise {MIN_LATENCY * 1000:g}ms to {MAX_LATENCY:g}s"
             )
+        if len({lora.file for lora in self.loras}) < len(self.loras):
+            raise SettingError("loras: name each one once")
         if not 0 <= self.blend <= 100:
             raise SettingError(f"blend {self.blend}: spread a change over 0 to 100 windows")
 
@@ -76,6 +80,7 @@ class LiveSettings:
             stride=self.stride,
             guidance=self.guidance,
             seed=self.seed,
+            loras=tuple(sorted(lora for lora in self.loras if lora.weight)),
         )
 
 

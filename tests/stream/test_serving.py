@@ -88,7 +88,7 @@ def test_on_a_gpu_torch_serves_until_tensorrt_is_built(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     choices = replace(Settings().resolve(model.defaults), guidance=2.0)
-    engine = open_stream_engine("tensorrt-rtx", model, choices, size=SIZE, largest=(128, 64))
+    engine = open_stream_engine("tensorrt-rtx", model, choices, size=SIZE)
     assert isinstance(engine, SwitchableEngine)
     assert engine.name == "torch"
     built = TensorRtEngine("tensorrt-rtx", shapes=lambda source: {}, capability=(8, 9))

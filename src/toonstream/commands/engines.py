@@ -5,20 +5,23 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, get_args
 
-from toonstream.config import Size
+from toonstream.config import Mode, Settings, Size
 from toonstream.errors import SettingError
 
 if TYPE_CHECKING:
     from toonstream.engines.engine import NetworkSource
-    from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
+    from toonstream.engines.tensorrt.engine import TensorRtEngine
     from toonstream.export.checkpoints import Model
     from toonstream.export.shapes import Envelope
 
 __all__ = ["run"]
 
+_SIZE = "512x512"  # of frames, where none is asked for
+_GUIDED = 2.0  # a guidance that needs both sides
 _DAY = 86400.0  # seconds
 _GB = 1e9  # bytes
 _LINE_SECONDS = 2.0  # between two lines of a build's progress
@@ -65,10 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("build, verify (unset ones are the model's choice)").add_argument
     add("--engine", metavar="E", help="tensorrt-rtx (to build), or any engine (to verify)")
     add("--compute-capability", type=_capability, metavar="N.N", help="of the GPU, if it is not here: 8.9")
-    add("--size", default="512x512", metavar="WxH", help="of the frames (512x512)")
-    add("--largest", metavar="WxH", help="let frames be this large, too")
+    add("--size", metavar="WxH", help="of the frames (512x512; at most 384 with --live)")
+    add("--live", action="store_true", help="for serve and live: sizes and windows that adapt")
+    add("--steps", type=int, metavar="N", help="denoising steps")
     add("--window", type=int, metavar="N", help="frames denoised together")
     add("--stride", type=int, metavar="N", help="frames from window to window")
+    add("--mode", default="wavefront", choices=get_args(Mode), metavar="M", help=" | ".join(get_args(Mode)))
     add("--guided", action="store_true", help="for guidance above 1, whatever the model's")
     add("--networks", metavar="A,B", help="only these, such as unet,vae_decoder")
     add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for each network (3600)")
@@ -206,26 +211,19 @@ def _networks(model: "Model", options: argparse.Namespace) -> list["NetworkSourc
 
 
 def _envelope(model: "Model", options: argparse.Namespace) -> "Envelope":
-    from toonstream.config import Settings
-    from toonstream.export.shapes import Envelope
+    """What a stream of these settings asks of its networks: the stream itself says so."""
+    from toonstream.stream.live.settings import LiveSettings
+    from toonstream.stream.serving import live_envelope, stream_envelope
 
-    choices = Settings(window=options.window, stride=options.stride).resolve(model.defaults)
-    size = _size(options.size, model.size_multiple)
-    return Envelope(
-        size=size,
-        largest=None if options.largest is None else _size(options.largest, model.size_multiple),
-        window=choices.window,
-        stride=choices.stride,
-        sides=2 if options.guided or choices.guidance > 1.0 else 1,
-        steps=choices.steps,
-    )
-
-
-def _size(text: str, multiple: int) -> tuple[int, int]:
-    """Read a size as the networks see it: padded up to whole multiples."""
-    size = Size.parse(text)
-    width, height = size.exact or (size.short, size.short)
-    return -(-width // multiple) * multiple, -(-height // multiple) * multiple
+    asked = Settings(steps=options.steps, window=options.window, stride=options.stride, mode=options.mode)
+    guidance = max(_GUIDED, model.defaults.guidance) if options.guided else None
+    if options.live:
+        live = LiveSettings(steps=asked.steps, window=asked.window, stride=asked.stride, guidance=guidance)
+        size = live.size if options.size is None else Size.parse(options.size)
+        return live_envelope(model, replace(live, size=size))
+    chosen = replace(asked, guidance=guidance).resolve(model.defaults)
+    size = Size.parse(options.size or _SIZE)
+    return stream_envelope(model, chosen, size=size.exact or (size.short, size.short))
 
 
 def _tensorrt(
@@ -233,22 +231,17 @@ def _tensorrt(
 ) -> "TensorRtEngine":
     from toonstream.engines.store import EngineStore
     from toonstream.engines.tensorrt.engine import TensorRtEngine
+    from toonstream.stream.serving import envelope_shapes
 
     return TensorRtEngine(
         name,
-        shapes=_shapes(envelope),
+        shapes=envelope_shapes(envelope),
         store=EngineStore(),
         capability=options.compute_capability,
         model=model.defaults.name,
         say=say,
         timeout=options.timeout,
     )
-
-
-def _shapes(envelope: "Envelope") -> "Shapes":
-    from toonstream.export.shapes import declared_inputs
-
-    return lambda source: envelope.triples(source.name, declared_inputs(_exported(source)))
 
 
 def _exported(source: "NetworkSource") -> Path:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, get_args
 
-from toonstream.config import EngineName, Size
+from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
 
@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         help=" | ".join(get_args(EngineName)),
     )
     add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="or FILE=WEIGHT: put into the model; repeatable",
+    )
     add("--json", action="store_true", help="one JSON object a line, once a second at most")
     add("-q", "--quiet", action="store_true", help="say nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -128,22 +135,22 @@ def _relay(
     bit_rate: int | None,
     interrupt: Interrupt,
 ) -> int:
-    from toonstream.engines.select import open_engine
+    from toonstream.engines.select import engine_name
     from toonstream.export.assemble import load_model
+    from toonstream.export.loras import with_loras
     from toonstream.stream.clock import monotonic
-    from toonstream.stream.live.networks import SharedNetworks
     from toonstream.stream.live.session import LiveSession
     from toonstream.stream.relay import Relay
+    from toonstream.stream.serving import open_live_networks
     from toonstream.stream.sinks.tee import Outlet, Tee
     from toonstream.stream.sources.live import LiveSource
 
     settings = _settings(options)
     reporter = _make_reporter(quiet=options.quiet, machine_readable=options.json)
-    engine = open_engine(options.engine)
-    model = load_model(options.model, engine=engine.name, say=reporter.note)
-    settings.resolve(model.defaults)  # before the networks are loaded, which takes a while
-    shared = SharedNetworks.load(model, engine)
-    shared.check(settings)
+    engine = engine_name(options.engine)
+    model = load_model(options.model, engine=engine, say=reporter.note)
+    model = with_loras(model, map(LoraChoice.parse, options.lora))
+    shared = open_live_networks(engine, model, settings, say=reporter.note)
     relay = Relay(
         LiveSource(opening, clock=monotonic),
         lambda deliver, ended: LiveSession(
@@ -169,7 +176,7 @@ def _relay(
             "source": opening.shown,
             "destinations": [destination.shown for destination in destinations],
             "model": model.defaults.name,
-            "engine": engine.name,
+            "engine": engine,
         }
     )
     code = EXIT_SIGNAL + signal.SIGINT  # of a second Ctrl-C, which waits for nothing

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from toonstream.config import EngineName, Size
+from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError
 from toonstream.server.settings import Codec, IceServer, ServerSettings, read_ice_servers
 from toonstream.stream.live.settings import LiveSettings, parse_latency
@@ -92,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
         help=" | ".join(get_args(EngineName)),
     )
     add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="or FILE=WEIGHT: put into the model; repeatable",
+    )
+    add("--loras", type=Path, metavar="FOLDER", help="let viewers choose LoRAs from it, by name")
     add("-q", "--quiet", action="store_true", help="say nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("-h", "--help", action="help", help="show this, and exit")
@@ -112,7 +120,7 @@ def run(words: Sequence[str]) -> int:
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("toonstream").setLevel(logging.WARNING if options.quiet else logging.INFO)
-    return _run_loop(_serve(settings, live, options.model, options.engine, quiet=options.quiet))
+    return _run_loop(_serve(settings, live, options))
 
 
 def _server_settings(options: argparse.Namespace) -> ServerSettings:
@@ -168,11 +176,10 @@ def _run_loop(work: Coroutine[Any, Any, None]) -> int:
     return 0
 
 
-async def _serve(
-    settings: ServerSettings, live: LiveSettings, name: str | None, engine: EngineName, *, quiet: bool
-) -> None:
-    from toonstream.engines.select import open_engine
+async def _serve(settings: ServerSettings, live: LiveSettings, options: argparse.Namespace) -> None:
+    from toonstream.engines.select import engine_name
     from toonstream.export.assemble import load_model
+    from toonstream.export.loras import find_loras, with_loras
     from toonstream.server.app import Server
     from toonstream.server.drawing import Drawing
     from toonstream.server.live import Change, Deliver, Ended, Live
@@ -189,12 +196,15 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
 
     def say(text: str) -> None:
-        if not quiet:
+        if not options.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def load() -> Drawing:
-        model = load_model(name, engine=open_engine(engine).name, say=say)
-        return Drawing.load(model, live, engine=engine)
+        engine = engine_name(options.engine)
+        model = load_model(options.model, engine=engine, say=say)
+        model = with_loras(model, map(LoraChoice.parse, options.lora))
+        loras = {} if options.loras is None else find_loras(options.loras, model, say=say)
+        return Drawing.load(model, live, engine=engine, loras=loras, say=say)
 
     async with Server(settings, open_live) as server:
         stopping = asyncio.create_task(stop.wait())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from toonstream.errors import InputError
+from toonstream.errors import EngineError, InputError
 from toonstream.export.checkpoints import Defaults
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.core import LiveCore, LiveToon, Run
@@ -151,11 +151,19 @@ class Machine:
             raise InputError("the prompt is too long")
         return settings.resolve(DEFAULTS)
 
-    def words(self, settings) -> Words:
+    plain = ()
+
+    def variant(self, loras):
+        """LoRAs by themselves; slow ones are never ready, and broken ones never will be."""
+        if any(lora.file == "broken" for lora in loras):
+            raise EngineError("it is broken")
+        return None if any(lora.file == "slow" for lora in loras) else loras
+
+    def words(self, settings, variant=()) -> Words:
         text = torch.full((1, 2, 2), float(len(settings.prompt)))
         return Words(text=text, negative=torch.zeros(1, 2, 2), seed=settings.seed)
 
-    def segment(self, plan: Plan, words: Words, *, size, observe) -> PlainSegment:
+    def segment(self, plan: Plan, words: Words, *, size, observe, fade=None) -> PlainSegment:
         def work(stage: str, frames: int) -> None:
             if self.now >= self.fails_at:
                 raise RuntimeError("the network has failed")
