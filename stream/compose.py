@@ -1,5 +1,7 @@
-"""Source and toon in one picture: side by side, and as a contact sheet of a whole clip."""
+"""Source and toon in one picture: side by side, in a grid with words, and as a contact sheet of a clip."""
 
+from collections.abc import Sequence
+from math import ceil, log
 from pathlib import Path
 
 import cv2
@@ -8,15 +10,73 @@ from numpy.typing import NDArray
 
 from toonstream.errors import OutputError
 
-__all__ = ["ContactSheet", "side_by_side"]
+__all__ = ["ContactSheet", "Grid", "side_by_side"]
 
 _GAP = 4  # pixels between tiles
 _PAPER = 255  # grey level behind them
+_SCREEN = 16 / 9  # the shape that a grid comes near to
+_EMPTY = 0.25  # what an empty cell counts, against the logarithm of how far the shape is off
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT_PIXELS = 30  # from line to line at scale 1
+_READABLE = 0.45  # scale of the font at a short side of 256 pixels or less
+_INK, _BAND = 235, 24  # grey levels of words, and behind them
 
 
 def side_by_side(source: NDArray[np.uint8], toon: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Put two (H, W, 3) pictures of the same size next to each other: (H, 2W, 3), source on the left."""
     return np.concatenate((source, toon), axis=1)
+
+
+class Grid:
+    """Pictures of one size in rows, each under a band with two lines of words.
+
+    Attributes:
+        size: (width, height) of the whole in pixels, even.
+
+    Args:
+        cells: how many pictures there are.
+        size: (width, height) of each in pixels, even.
+    """
+
+    def __init__(self, cells: int, size: tuple[int, int]) -> None:
+        self._width, self._height = size
+        self._scale = _READABLE * min(max(1.0, min(size) / 256), 2.5)
+        self._line = round(_FONT_PIXELS * self._scale)
+        self._band = 2 * self._line + 6  # an even number
+
+        def unlikeness(columns: int) -> float:
+            rows = ceil(cells / columns)
+            shape = columns * self._width / (rows * (self._height + self._band))
+            return abs(log(shape / _SCREEN)) + _EMPTY * (columns * rows - cells)
+
+        self._columns = min(range(1, cells + 1), key=unlikeness)
+        rows = ceil(cells / self._columns)
+        self.size = self._columns * self._width, rows * (self._height + self._band)
+
+    def draw(self, cells: Sequence[tuple[NDArray[np.uint8], str, str]]) -> NDArray[np.uint8]:
+        """Draw the grid.
+
+        Args:
+            cells: pictures, (H, W, 3) uint8 RGB, each with two lines of plain ASCII. Lines that are too long
+                are written smaller.
+
+        Returns:
+            (H, W, 3) uint8 RGB, of `size`.
+        """
+        sheet = np.full((self.size[1], self.size[0], 3), _BAND, np.uint8)
+        for index, (image, *lines) in enumerate(cells):
+            row, column = divmod(index, self._columns)
+            left, top = column * self._width, row * (self._height + self._band)
+            sheet[top + self._band : top + self._band + self._height, left : left + self._width] = image
+            for number, text in enumerate(lines):
+                self._write(sheet, text, left + 4, top + (number + 1) * self._line)
+        return sheet
+
+    def _write(self, sheet: NDArray[np.uint8], text: str, left: int, bottom: int) -> None:
+        room = self._width - 8
+        (wide, _), _ = cv2.getTextSize(text, _FONT, self._scale, 1)
+        scale = self._scale * min(1.0, room / max(wide, 1))
+        cv2.putText(sheet, text, (left, bottom), _FONT, scale, (_INK,) * 3, 1, cv2.LINE_AA)
 
 
 class ContactSheet:

@@ -10,6 +10,7 @@ from toonstream.config import Settings, Size
 from toonstream.engines.select import engine_name
 from toonstream.errors import OutputError, ToonstreamError
 from toonstream.export.assemble import load_model
+from toonstream.export.loras import with_loras
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import ContactSheet, side_by_side
 from toonstream.stream.conditions import Conditions
@@ -21,7 +22,7 @@ from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon, load_stylizer
 from toonstream.stream.temporal.cuts import Scenes
 
-__all__ = ["Rendered", "render_clip"]
+__all__ = ["Rendered", "pixel_aspect", "render_clip"]
 
 _NEGLIGIBLE_STRETCH = Fraction(1, 50)
 
@@ -119,6 +120,7 @@ def render_clip(
     _check_contact_sheet(settings.contact_sheet)
     engine_wanted = engine_name(settings.engine)
     model = load_model(settings.model, engine=engine_wanted, allow_pickle=settings.allow_pickle, say=say)
+    model = with_loras(model, settings.loras, allow_pickle=settings.allow_pickle)
     choices = settings.resolve(model.defaults)
     stopwatch = Stopwatch()
     with FileSource(clip, start=settings.start, duration=settings.duration) as source, ExitStack() as stack:
@@ -128,7 +130,11 @@ def render_clip(
         width, height = (2 * size[0], size[1]) if settings.side_by_side else size
         sink = stack.enter_context(
             FileSink(
-                output, source=source, width=width, height=height, sample_aspect_ratio=_aspect(info, size)
+                output,
+                source=source,
+                width=width,
+                height=height,
+                sample_aspect_ratio=pixel_aspect(info, size),
             )
         )
         engine = open_stream_engine(engine_wanted, model, choices, size=size, say=say)
@@ -195,7 +201,7 @@ def render_clip(
         )
 
 
-def _aspect(info: SourceInfo, size: tuple[int, int]) -> Fraction:
+def pixel_aspect(info: SourceInfo, size: tuple[int, int]) -> Fraction:
     """Width of an output pixel over its height, so that each picture keeps the shape it has on the screen.
 
     Sides are rounded to even numbers; the little that this stretches is let be: square pixels stay square.
