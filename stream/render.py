@@ -21,6 +21,7 @@ from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon, load_stylizer
 from toonstream.stream.temporal.cuts import Scenes
+from toonstream.stream.temporal.stages import in_stages
 
 __all__ = ["Rendered", "pixel_aspect", "render_clip"]
 
@@ -173,7 +174,7 @@ def render_clip(
                         annotated=model.annotators,
                     )
                 ),
-                stylizer,
+                in_stages(stylizer, choices),
                 write,
                 stopwatch=stopwatch,
                 stopped=stopped,

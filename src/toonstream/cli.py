@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from toonstream import __version__
-from toonstream.config import EngineName, Mode, Settings, Size
+from toonstream.config import Deflickering, EngineName, LoraChoice, Matching, Mode, Settings, Size
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
 from toonstream.stream.address import is_address
@@ -68,6 +68,22 @@ def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> N
         metavar="M",
         help="wavefront | skewed (larger batches)",
     )
+    add(
+        "--deflicker",
+        choices=get_args(Deflickering),
+        metavar="D",
+        help="off | balanced | accurate: blend with frames around",
+    )
+    add("--deflicker-window", type=int, metavar="N", help="frames on each side, 1 to 30")
+    add("--keyframes", type=int, default=1, metavar="K", help="draw every Kth frame, move it to the rest")
+    add(
+        "--matcher",
+        default="flow",
+        choices=get_args(Matching),
+        metavar="M",
+        help="of these two: flow | patchmatch (slow: for GPUs)",
+    )
+    add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         help="auto, or one that toonstream doctor names",
     )
     add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
-    add("--allow-pickle", action="store_true", help="trust pickled checkpoints, too")
+    add("--lora", action="append", default=[], metavar="FILE", help="or FILE=WEIGHT: put into the model")
+    add("--allow-pickle", action="store_true", help=argparse.SUPPRESS)  # errors name it where it matters
     add("--json", action="store_true", help="one JSON object a line on standard output")
     add("-q", "--quiet", action="store_true", help="say nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -221,7 +238,13 @@ def _settings(options: argparse.Namespace) -> Settings:
         engine=options.engine,
         model=options.model,
         allow_pickle=options.allow_pickle,
+        loras=tuple(map(LoraChoice.parse, options.lora)),
         mode=options.mode,
+        deflicker=options.deflicker,
+        deflicker_window=options.deflicker_window,
+        keyframes=options.keyframes,
+        skip=options.skip,
+        matcher=options.matcher,
     )
 
 
