@@ -49,8 +49,8 @@ class Whep:
         return preflight("POST, OPTIONS", ice_links(self._settings.ice_servers) if known else [])
 
     async def trickle(self, request: web.Request) -> web.Response:
-        """Take further candidates."""
-        return await trickled(request, self._watcher(request).peer, self._settings)
+        """Take further candidates; players that others wrote leave the ETag out."""
+        return await trickled(request, self._watcher(request).peer, self._settings, tagged=False)
 
     async def leave(self, request: web.Request) -> web.Response:
         """A watcher goes."""

@@ -105,14 +105,25 @@ class Whip:
         return session
 
 
-async def trickled(request: web.Request, peer: Peer, settings: ServerSettings) -> web.Response:
-    """Take a trickled fragment for a peer, as WHIP and WHEP have it."""
+async def trickled(
+    request: web.Request, peer: Peer, settings: ServerSettings, *, tagged: bool = True
+) -> web.Response:
+    """Take a trickled fragment for a peer, as WHIP and WHEP have it.
+
+    Args:
+        request: what came.
+        peer: whom it is for.
+        settings: of the server.
+        tagged: whether it has to name the ICE session by its ETag; else a user fragment is as good.
+    """
     match = request.headers.get("If-Match")
-    if match is None:
+    if match is None and tagged:
         return problem(428, "send the ETag of the answer as If-Match")
-    if match not in ("*", peer.etag):
+    if match not in (None, "*", peer.etag):
         return problem(412, "the ETag is of another ICE session")
     fragment = parse_fragment(await read_body(request, settings, FRAGMENT))
+    if match is None and fragment.ice_user is None:
+        return problem(428, "send the ETag of the answer as If-Match, or a=ice-ufrag in the fragment")
     try:
         await peer.trickle(fragment)
     except LookupError:

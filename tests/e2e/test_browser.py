@@ -4,9 +4,7 @@ Screenshots are left in `tests/artefacts` for a person to look at.
 """
 
 import asyncio
-import shutil
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,10 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import pytest_asyncio
-from av import VideoFrame
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
+from chrome import AZURE, BLUE, CHROMIUM, ORANGE, chromium, look, mostly, seen, write_camera
+from playwright.async_api import Browser, ConsoleMessage, Page
 from stand_in import Running, running
 
 from toonstream.config import Size
@@ -28,29 +24,13 @@ from toonstream.server.drawing import Drawing
 from toonstream.server.settings import ServerSettings
 from toonstream.stream.live.settings import LiveSettings
 
-CHROMIUM = shutil.which("chromium")
 ARTEFACTS = Path(__file__).parents[1] / "artefacts"
-ORANGE, AZURE, BLUE = (230, 120, 20), (25, 135, 235), (0, 0, 255)
 TOKEN = "a token of some length"
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-
-FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --mute-audio --disable-dev-shm-usage
-    --use-fake-ui-for-media-stream --use-fake-device-for-media-stream""".split()  # noqa: SIM905 a command line
-
-# What the toon looks like: 16 × 12 pixels of it, as RGB.
-LOOK = """(id) => {
-  const video = document.getElementById(id);
-  if (!video.videoWidth) return null;
-  const canvas = Object.assign(document.createElement('canvas'), {width: 16, height: 12});
-  const context = canvas.getContext('2d');
-  context.drawImage(video, 0, 0, 16, 12);
-  return Array.from(context.getImageData(0, 0, 16, 12).data);
-}"""
 
 # Controls that a screen reader has no name for.
 UNNAMED = """[...document.querySelectorAll('button, input, select')]
@@ -59,31 +39,9 @@ UNNAMED = """[...document.querySelectorAll('button, input, select')]
   .map((each) => each.id)"""
 
 
-def write_camera(path: Path) -> Path:
-    """An orange room and a white ball that moves in it, as raw 4:2:0 frames."""
-    with path.open("wb") as file:
-        file.write(b"YUV4MPEG2 W320 H240 F30:1 Ip A1:1 C420mpeg2\n")
-        for index in range(30):
-            image = np.full((240, 320, 3), ORANGE, np.uint8)
-            cv2.circle(image, (60 + index * 7, 70), 30, (255, 255, 255), -1)
-            frame = VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
-            file.write(b"FRAME\n" + frame.to_ndarray().tobytes())
-    return path
-
-
 @pytest.fixture(scope="module")
 def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_camera(tmp_path_factory.mktemp("camera") / "camera.y4m")
-
-
-@asynccontextmanager
-async def chromium(camera: Path) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS, f"--use-file-for-fake-video-capture={camera}"]
-        )
-        yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -121,25 +79,6 @@ async def start(page: Page) -> None:
     await page.wait_for_selector("#styles input", state="attached")
     await page.click("#begin")
     await page.wait_for_selector('body[data-state="live"]', timeout=30_000)
-
-
-async def look(page: Page, video: str = "toon") -> np.ndarray:
-    pixels = await page.evaluate(LOOK, video)
-    assert pixels is not None
-    return np.array(pixels, float).reshape(12, 16, 4)[..., :3]
-
-
-def mostly(colour: tuple[int, int, int]) -> Callable[[np.ndarray], bool]:
-    """The lower half, which the ball does not reach, is of this colour."""
-    return lambda image: bool(np.abs(image[8:] - colour).max() < 30)
-
-
-async def seen(page: Page, like: Callable[[np.ndarray], bool], video: str = "toon") -> np.ndarray:
-    """Wait until the video looks like that."""
-    async with asyncio.timeout(30):
-        while not like(image := await look(page, video)):
-            await asyncio.sleep(0.05)
-    return image
 
 
 async def picture_of(page: Page, name: str) -> None:

@@ -1,7 +1,6 @@
 """`toonstream serve` as an operator runs it."""
 
 import asyncio
-import datetime as dt
 import re
 import signal
 import ssl
@@ -11,15 +10,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from toonstream.cli import main
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
+from certificates import write_certificate
 from stand_in import running
 
+from toonstream.cli import main
 from toonstream.server.settings import ServerSettings
 
 TOKEN = "a token of some length"
@@ -95,32 +89,6 @@ async def _styles(url: str) -> list[str]:
         catalogue = await (await http.get("/catalogue")).json()
         styles: list[str] = catalogue["styles"]
         return styles
-
-
-def write_certificate(folder: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "cert.pem", folder / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return paths
 
 
 async def test_over_tls(tmp_path: Path) -> None:

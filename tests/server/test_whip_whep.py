@@ -76,6 +76,17 @@ async def test_watching_is_answered_as_the_draft_has_it(published: tuple[Running
     for method in ("GET", "HEAD", "PUT"):
         assert (await service.http.request(method, link)).status == 405
         assert (await service.http.request(method, watcher.location)).status == 405
+    fragment = "a=candidate:1 1 udp 1 192.0.2.9 9 typ host\r\n"
+    user = re.search(r"a=ice-ufrag:\S+\r\n", watcher.connection.localDescription.sdp)
+    assert user
+    for body, headers, status in (
+        (user[0] + fragment, {}, 204),  # as npm's whip-whep sends it
+        (fragment, {}, 428),
+        ("a=ice-ufrag:wxyz\r\n" + fragment, {}, 422),
+        (user[0] + fragment, {"If-Match": '"other"'}, 412),
+    ):
+        response = await service.http.patch(watcher.location, data=body, headers={**FRAGMENT, **headers})
+        assert response.status == status
     assert (await service.http.delete(watcher.location)).status == 200
     assert (await service.http.delete(watcher.location)).status == 404
     response = await service.http.post("/whep/nobody", data=await an_offer(direction="recvonly"), headers=SDP)
