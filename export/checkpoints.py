@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from toonstream.config import DEFAULT_SHORT_SIDE
+from toonstream.config import DEFAULT_SHORT_SIDE, Deflickering
 from toonstream.engines.engine import NetworkSource
 from toonstream.errors import ModelError, SettingError
 from toonstream.export.networks.temporal import MotionNorm
@@ -59,6 +59,8 @@ class Defaults:
         clip_skip: which of the text encoder's layers is taken, 1 being the last.
         motion_norm: what the group norms of the motion modules are over: "joint", all frames of a window (as
             diffusers), or "frame", each by itself (as the original AnimateDiff, and Diffutoon).
+        deflicker: off, balanced or accurate.
+        deflicker_window: frames on each side that it blends.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Defaults:
     size: int = DEFAULT_SHORT_SIDE
     clip_skip: int = 1
     motion_norm: MotionNorm = "joint"
+    deflicker: Deflickering = "off"
+    deflicker_window: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,10 @@ __all__ = [
     "MAX_LORA_WEIGHT",
     "MAX_SIDE",
     "MIN_SIDE",
+    "Deflickering",
     "EngineName",
     "LoraChoice",
+    "Matching",
     "Mode",
     "ModelDefaults",
     "RenderSettings",
@@ -23,12 +25,16 @@ __all__ = [
 
 EngineName = Literal["auto", "openvino", "onnxruntime", "torch", "tensorrt-rtx", "tensorrt"]
 Mode = Literal["wavefront", "skewed", "anchored"]
+Deflickering = Literal["off", "balanced", "accurate"]
+Matching = Literal["flow", "patchmatch"]
 
 MAX_STEPS = 50
 MAX_WINDOW = 32  # frames; motion modules have no positions beyond it
 MAX_GUIDANCE = 30.0
 MAX_LORA_WEIGHT = 10.0
 MAX_SEED = 2**63 - 1
+MAX_DEFLICKER_WINDOW = 30  # frames on each side
+MAX_KEYFRAMES = 30  # frames from one to the next
 MIN_SIDE = 16  # pixels
 MAX_SIDE = 4096  # pixels
 DEFAULT_SHORT_SIDE = 512  # pixels; a larger clip is rendered at this
@@ -150,6 +156,10 @@ class ModelDefaults(Protocol):
     def guidance(self) -> float: ...
     @property
     def styles(self) -> tuple[str, ...]: ...
+    @property
+    def deflicker(self) -> Deflickering: ...
+    @property
+    def deflicker_window(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +178,11 @@ class RenderSettings:
     seed: int
     mode: Mode
     loras: tuple[LoraChoice, ...] = ()
+    deflicker: Deflickering = "off"
+    deflicker_window: int = 2
+    keyframes: int = 1
+    skip: float | None = None
+    matcher: Matching = "flow"
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -196,6 +211,14 @@ class Settings:
         allow_pickle: read a preset's checkpoints even where they are pickled.
         loras: what changes the model's weights, on top of its own LoRAs.
         mode: wavefront, or skewed (larger batches, more look-ahead, the same result).
+        deflicker: blend toons with their neighbours' toons, brought to where they are: balanced, each by
+            itself; accurate, by what they agree on.
+        deflicker_window: neighbours on each side, 1 to 30.
+        keyframes: draw every so-manieth frame, 1 to 30, and bring its toon to the frames between.
+        skip: give a frame that differs from the last one drawn by at most so many levels of 255 the toon of
+            that one, see `stream.temporal.skipping`; 0 skips exact repetitions; None skips none.
+        matcher: what deflickering and keyframes bring toons to other frames by: optical flow, or PatchMatch
+            (as FastBlend; for GPUs).
     """
 
     prompt: str | None = None
@@ -216,6 +239,11 @@ class Settings:
     allow_pickle: bool = False
     loras: tuple[LoraChoice, ...] = ()
     mode: Mode = "wavefront"
+    deflicker: Deflickering | None = None
+    deflicker_window: int | None = None
+    keyframes: int = 1
+    skip: float | None = None
+    matcher: Matching = "flow"
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -229,6 +257,13 @@ class Settings:
             raise SettingError(f"engine {self.engine!r}: take one of {', '.join(get_args(EngineName))}")
         if self.mode not in get_args(Mode):
             raise SettingError(f"mode {self.mode!r}: take one of {', '.join(get_args(Mode))}")
+        _check_frames(self.deflicker_window, self.keyframes, self.skip)
+        if self.deflicker is not None and self.deflicker not in get_args(Deflickering):
+            raise SettingError(
+                f"deflicker {self.deflicker!r}: take one of {', '.join(get_args(Deflickering))}"
+            )
+        if self.matcher not in get_args(Matching):
+            raise SettingError(f"matcher {self.matcher!r}: take one of {', '.join(get_args(Matching))}")
         if self.contact_sheet is not None and self.contact_sheet.suffix.lower() != ".png":
             raise SettingError(f"contact sheet {self.contact_sheet}: give it a name that ends in .png")
 
@@ -260,6 +295,13 @@ class Settings:
             seed=self.seed,
             mode=self.mode,
             loras=self.loras,
+            deflicker=defaults.deflicker if self.deflicker is None else self.deflicker,
+            deflicker_window=(
+                defaults.deflicker_window if self.deflicker_window is None else self.deflicker_window
+            ),
+            keyframes=self.keyframes,
+            skip=self.skip,
+            matcher=self.matcher,
         )
 
     def _prompt(self, defaults: ModelDefaults) -> str:
@@ -271,6 +313,18 @@ class Settings:
             hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(defaults.styles)}"
             raise SettingError(f"{defaults.name} has no style {self.style!r}: {hint}")
         return f"{self.style} style, {self.prompt}" if self.prompt else f"{self.style} style"
+
+
+def _check_frames(deflicker_window: int | None, keyframes: int, skip: float | None) -> None:
+    """Reject what no stage around the networks can work with."""
+    if deflicker_window is not None and not 1 <= deflicker_window <= MAX_DEFLICKER_WINDOW:
+        raise SettingError(
+            f"deflicker window {deflicker_window}: take 1 to {MAX_DEFLICKER_WINDOW} frames on each side"
+        )
+    if not 1 <= keyframes <= MAX_KEYFRAMES:
+        raise SettingError(f"keyframes {keyframes}: draw every frame (1), up to every {MAX_KEYFRAMES}th")
+    if skip is not None and not 0.0 <= skip <= 255.0:
+        raise SettingError(f"skip {skip:g}: take 0 (exact repetitions) to 255 levels; 2 is a good one")
 
 
 def _check(steps: int | None, window: int | None, stride: int | None, guidance: float | None) -> None:

@@ -293,7 +293,7 @@ def _vote(styles: Tensor, field: Tensor, side: int) -> Tensor:
 
 
 def _within(length: int, radius: int, like: Tensor) -> Tensor:
-    """How many places, up to `radius` away on either side, a line of this length has around each of its own."""
+    """How many places of a line are at most `radius` away from each of them."""
     place = torch.arange(length, device=like.device)
     return (place.clamp(max=radius) + (length - 1 - place).clamp(max=radius) + 1).to(like.dtype)
 
