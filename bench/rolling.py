@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toonstream.config import Mode
 from toonstream.engines.engine import Network, TensorSpec
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import open_model, shipped_model
@@ -89,9 +90,9 @@ def ways(common: Mapping[str, Any]) -> dict[str, Way]:
 
         return run
 
-    def stream(*, skewed: bool) -> Way:
+    def stream(mode: Mode) -> Way:
         def run(networks: Mapping[str, Network], hints: Hints) -> tuple[list[Tensor], int]:
-            settings = replace(common["settings"], skewed=skewed)
+            settings = replace(common["settings"], mode=mode)
             denoiser = Denoiser(networks, **{**common, "settings": settings})
             latents, lookahead = [], 0
             for frame in hints:
@@ -104,8 +105,8 @@ def ways(common: Mapping[str, Any]) -> dict[str, Way]:
     return {
         "textbook": whole(textbook=True),
         "offline": whole(textbook=False),
-        "stream": stream(skewed=False),
-        "skewed": stream(skewed=True),
+        "stream": stream("wavefront"),
+        "skewed": stream("skewed"),
     }
 
 

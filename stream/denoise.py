@@ -1,7 +1,9 @@
 """Denoising as a stream: frames go in one by one, clean latents come out in order.
 
 Diffutoon's eqs. 1-8 over the rolling window: windows run when their frames stand at one level, and frames
-climb when all windows that cover them have run. What keeps frames like one another takes hold in between.
+climb when all windows that cover them have run. Or LVCD's overlapped blending: windows run all their steps
+one after the other, and each begins with frames of the one before, which stand as they were committed. What
+keeps frames like one another takes hold in between.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from toonstream.config import Mode
 from toonstream.engines.engine import Network
 from toonstream.engines.parking import HostMemory
 from toonstream.errors import SettingError
@@ -21,6 +24,8 @@ from toonstream.stream.noise import frame_noise
 from toonstream.stream.rolling import Rolling, Task
 from toonstream.stream.schedulers import Scheduler
 from toonstream.stream.temporal.hooks import Fusion, ReferenceMemory
+from toonstream.stream.temporal.overlap import Overlap
+from toonstream.stream.temporal.segments import Segments
 from toonstream.stream.window import Windows, frame_weights
 
 __all__ = ["Committed", "DenoiseSettings", "Denoiser"]
@@ -33,8 +38,10 @@ class DenoiseSettings:
     Attributes:
         window: frames that a run of the UNet sees together (d). stride: frames from one window to the next
         (s), 1 to `window`. steps: denoising steps (T), at least 1. guidance: scale of classifier-free
-        guidance (g); 1.0 runs the prompt's side alone. seed: of all noise, any whole number. skewed: run the
-        windows of an arrival as one batch of mixed timesteps, at a stride more of latency a step.
+        guidance (g); 1.0 runs the prompt's side alone. seed: of all noise, any whole number.
+        mode: "wavefront"; "skewed": the windows of an arrival as one batch of mixed timesteps, at a stride
+        more of latency a step; or "anchored": window after window, each of which begins with what is
+        committed of the one before it, `window - stride` frames (o).
         controlnet_scales: how much each ControlNet weighs, by name, as in {"outline": 1.0}; at least one.
     """
 
@@ -43,7 +50,7 @@ class DenoiseSettings:
     steps: int
     guidance: float = 1.0
     seed: int = 0
-    skewed: bool = False
+    mode: Mode = "wavefront"
     controlnet_scales: Mapping[str, float]
 
 
@@ -92,7 +99,7 @@ class Denoiser:
         reference: ReferenceMemory | None = None,
     ) -> None:
         self._windows = Windows(length=settings.window, stride=settings.stride)
-        self._rolling = Rolling(self._windows, steps=settings.steps, skewed=settings.skewed)
+        self._rolling = self._begin(settings)
         self._first = 0  # frame of the scene that the rolling window is in
         if scheduler.steps != settings.steps:
             raise SettingError(
@@ -122,6 +129,8 @@ class Denoiser:
         self._fusion = fusion
         self._reference = reference
         self._host = HostMemory(text.device)
+        overlap = settings.window - settings.stride
+        self._overlap = Overlap(overlap, self._host) if settings.mode == "anchored" else None
         self._frames: dict[int, InFlight] = {}
 
     @property
@@ -192,7 +201,10 @@ class Denoiser:
             All frames that were still in flight, in order.
         """
         with torch.inference_mode():
-            return self._climb([(index, 0) for index in self._rolling.end()]) + self._run()
+            committed = self._climb([(index, 0) for index in self._rolling.end()]) + self._run()
+        if self._overlap is not None:
+            self._overlap.clear()
+        return committed
 
     def cut(self) -> list[Committed]:
         """End the scene: no window reaches from the frames so far to the next one.
@@ -202,11 +214,17 @@ class Denoiser:
         """
         committed = self.finish()
         self._first += self._rolling.arrived
-        self._rolling = Rolling(self._windows, steps=self._settings.steps, skewed=self._settings.skewed)
+        self._rolling = self._begin(self._settings)
         for part in (self._fusion, self._reference):
             if part is not None:
                 part.cut()
         return committed
+
+    def _begin(self, settings: DenoiseSettings) -> Rolling | Segments:
+        """The order in which a scene's windows run."""
+        if settings.mode == "anchored":
+            return Segments(self._windows, steps=settings.steps)
+        return Rolling(self._windows, steps=settings.steps, skewed=settings.mode == "skewed")
 
     def _run(self) -> list[Committed]:
         committed: list[Committed] = []
@@ -219,11 +237,21 @@ class Denoiser:
 
     def _window(self, task: Task) -> Window:
         span = task.span
+        if self._overlap is None:
+            frames = [self._frames[index] for index in span.frames]
+            weights = frame_weights(len(frames))
+        else:  # frames are new in one window only, and what is said of the others is left out
+            new = [index in self._frames for index in span.frames]
+            frames = [
+                self._frames[index] if is_new else self._overlap.at(index, task.step)
+                for index, is_new in zip(span.frames, new, strict=True)
+            ]
+            weights = tuple(map(float, new))
         return Window(
             indices=range(self._first + span.start, self._first + span.stop),
-            frames=[self._frames[index] for index in span.frames],
+            frames=frames,
             step=task.step,
-            weights=frame_weights(len(span.frames)),
+            weights=weights,
         )
 
     def _climb(self, climbed: Sequence[tuple[int, int]]) -> list[Committed]:
@@ -234,6 +262,8 @@ class Denoiser:
             for step, alike in groupby(climbed, key=lambda each: each[1]):
                 self._reference.climbed(step, [self._first + index for index, _ in alike])
         frames = [self._frames.pop(index) for index, _ in climbed]
+        if self._overlap is not None:
+            self._overlap.keep(climbed, frames)
         device = self._text.device
         steps = torch.tensor([step for _, step in climbed])
         weights = torch.tensor([frame.weight for frame in frames], device=device)
@@ -254,13 +284,9 @@ class Denoiser:
             if step + 1 == self._settings.steps:
                 committed.append(Committed(index=self._first + index, latents=latents))
             else:
-                self._frames[index] = InFlight(
-                    key=frame.key,
-                    seed=frame.seed,
-                    text=frame.text,
-                    embeddings=frame.embeddings,
-                    latents=self._host.park(latents),
-                )
+                self._frames[index] = frame.at(self._host.park(latents.clone()))
+        if self._overlap is not None:
+            self._overlap.forget(below=self._rolling.committed)
         return committed
 
     def _fused(self, climbed: Sequence[tuple[int, int]], x0: Tensor) -> Tensor:

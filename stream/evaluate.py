@@ -65,6 +65,17 @@ class InFlight:
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     weight: float = 0.0
 
+    def at(self, latents: Parked, residuals: Mapping[str, Tensor] | None = None) -> "InFlight":
+        """The same frame at another level, where nothing is said of it yet."""
+        return InFlight(
+            key=self.key,
+            seed=self.seed,
+            text=self.text,
+            embeddings=self.embeddings,
+            latents=latents,
+            residuals=residuals or {},
+        )
+
     def bring(self) -> None:
         """Begin to bring back what the next window needs."""
         self.latents.bring()

@@ -143,7 +143,7 @@ def load_stylizer(
             steps=settings.steps,
             guidance=settings.guidance,
             seed=settings.seed,
-            skewed=settings.mode == "skewed",
+            mode=settings.mode,
             controlnet_scales=model.defaults.controlnets,
         ),
         latent_channels=model.latent_channels,

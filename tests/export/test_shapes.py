@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from toonstream.config import Mode
 from toonstream.engines.engine import TensorSpec
 from toonstream.errors import ModelError, SettingError
 from toonstream.export.checkpoints import shipped_model
@@ -49,12 +51,12 @@ class Recorder:
     data=st.data(),
     steps=st.integers(1, 4),
     guidance=st.sampled_from([1.0, 2.0]),
-    skewed=st.booleans(),
+    mode=st.sampled_from(get_args(Mode)),
     frames=st.integers(1, 25),
 )
 @settings(max_examples=40, deadline=None)
 def test_the_stream_stays_within_the_envelope(
-    window: int, data: st.DataObject, steps: int, guidance: float, skewed: bool, frames: int
+    window: int, data: st.DataObject, steps: int, guidance: float, mode: Mode, frames: int
 ) -> None:
     stride = data.draw(st.integers(1, window))
     sides = 1 if guidance == 1.0 else 2
@@ -64,7 +66,7 @@ def test_the_stream_stays_within_the_envelope(
         stride=stride,
         steps=steps,
         guidance=guidance,
-        skewed=skewed,
+        mode=mode,
         controlnet_scales={"x": 1.0},
     )
     denoiser = Denoiser(
@@ -78,7 +80,9 @@ def test_the_stream_stays_within_the_envelope(
     for _ in range(frames):
         denoiser.push({"x": torch.zeros(3, 16, 24)})
     denoiser.finish()
-    envelope = Envelope(size=(24, 16), window=window, stride=stride, sides=sides, steps=steps, skewed=skewed)
+    envelope = Envelope(
+        size=(24, 16), window=window, stride=stride, sides=sides, steps=steps, skewed=mode == "skewed"
+    )
     for name, inputs in INPUTS.items():
         for tensor, triple in envelope.triples(name, inputs).items():
             for shape in seen[name, tensor]:

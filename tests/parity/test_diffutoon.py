@@ -108,7 +108,7 @@ def test_the_stream_is_diffutoon(
             steps=STEPS,
             guidance=GUIDANCE,
             seed=5,
-            skewed=skewed,
+            mode="skewed" if skewed else "wavefront",
             controlnet_scales=STRENGTHS,
         ),
         latent_channels=4,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from toonstream.config import Mode
 from toonstream.errors import SettingError
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.noise import frame_noise
@@ -34,6 +36,7 @@ CHANNELS = 2
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "timestep_spacing": "trailing"}
 CONFIG["prediction_type"] = "v_prediction"
 SCALES = {"outline": 0.8, "colour": 1.3}
+WAVES = st.sampled_from(["wavefront", "skewed"])
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -82,7 +85,7 @@ def test_both_wavefronts_give_what_the_offline_definition_gives(clip, kind):
     networks, common = make(options, kind)
     expected = torch.stack(reference.offline(networks, HINTS[:frames], **common))
     assert torch.equal(latents(streamed(Denoiser(networks, **common), frames)), expected)
-    skewed = Denoiser(networks, **{**common, "settings": replace(options, skewed=True)})
+    skewed = Denoiser(networks, **{**common, "settings": replace(options, mode="skewed")})
     torch.testing.assert_close(latents(streamed(skewed, frames)), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -96,15 +99,15 @@ def test_guiding_in_the_window_and_sharing_residuals_is_what_the_paper_says(clip
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
-@given(clip=clips(), skewed=st.booleans())
+@given(clip=clips(), mode=WAVES)
 @settings(max_examples=30, deadline=None)
-def test_evaluations_latents_alive_and_look_ahead_are_bounded(clip, skewed):
+def test_evaluations_latents_alive_and_look_ahead_are_bounded(clip, mode):
     options, frames = clip
-    options = replace(options, skewed=skewed)
+    options = replace(options, mode=mode)
     networks, common = make(options)
     denoiser = Denoiser(networks, **common)
     windows = Windows(length=options.window, stride=options.stride)
-    bound = windows.lookahead(steps=options.steps, skewed=skewed)
+    bound = windows.lookahead(steps=options.steps, skewed=mode == "skewed")
     committed = 0
     for arrived, hints in enumerate(HINTS[:frames], start=1):
         committed += len(denoiser.push(hints))
@@ -123,11 +126,11 @@ def test_evaluations_latents_alive_and_look_ahead_are_bounded(clip, skewed):
     assert counted.controlnet_calls == sum(networks[f"controlnet_{name}"].calls for name in SCALES)
 
 
-@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize("mode", ["wavefront", "skewed"])
 @pytest.mark.parametrize(("window", "stride", "steps"), [(8, 4, 3), (7, 3, 4), (5, 5, 2), (6, 1, 2)])
-def test_memory_does_not_grow_with_the_stream(window, stride, steps, skewed):
+def test_memory_does_not_grow_with_the_stream(window, stride, steps, mode):
     options = DenoiseSettings(
-        window=window, stride=stride, steps=steps, guidance=2.0, skewed=skewed, controlnet_scales=SCALES
+        window=window, stride=stride, steps=steps, guidance=2.0, mode=mode, controlnet_scales=SCALES
     )
     networks, common = make(options)
     denoiser = Denoiser(networks, **common)
@@ -153,7 +156,7 @@ def tensors_of(frame: object) -> list[Tensor]:
 
 def test_a_skewed_arrival_is_one_batch_of_mixed_timesteps():
     options = DenoiseSettings(
-        window=4, stride=2, steps=3, guidance=2.0, skewed=True, controlnet_scales=SCALES
+        window=4, stride=2, steps=3, guidance=2.0, mode="skewed", controlnet_scales=SCALES
     )
     networks, common = make(options)
     seen = []
@@ -240,9 +243,9 @@ def test_frames_that_name_the_streams_own_words_give_what_they_give_without():
     options = DenoiseSettings(window=5, stride=2, steps=3, guidance=2.0, seed=7, controlnet_scales=SCALES)
     networks, common = make(options)
     text = torch.cat([NEGATIVE, TEXT])
-    for skewed in (False, True):
-        plain = Denoiser(networks, **{**common, "settings": replace(options, skewed=skewed)})
-        said = Denoiser(networks, **{**common, "settings": replace(options, seed=1, skewed=skewed)})
+    for mode in get_args(Mode):
+        plain = Denoiser(networks, **{**common, "settings": replace(options, mode=mode)})
+        said = Denoiser(networks, **{**common, "settings": replace(options, seed=1, mode=mode)})
         committed = [
             each for place in range(17) for each in said.push(HINTS[place], text=text, seed=7, key=place)
         ]
@@ -274,8 +277,8 @@ def test_words_that_change_on_the_way_are_the_same_skewed_and_not(guidance):
     options = DenoiseSettings(window=4, stride=2, steps=3, guidance=guidance, controlnet_scales=SCALES)
     networks, common = make(options)
     results = []
-    for skewed in (False, True):
-        denoiser = Denoiser(networks, **{**common, "settings": replace(options, skewed=skewed)})
+    for mode in ("wavefront", "skewed"):
+        denoiser = Denoiser(networks, **{**common, "settings": replace(options, mode=mode)})
         committed = []
         for place in range(20):
             prompt = torch.lerp(TEXT, NEGATIVE, min(1.0, place / 10))
@@ -301,10 +304,11 @@ def test_noise_belongs_to_a_frames_own_key_and_seed(kind):
     assert not torch.allclose(latents(committed + other.finish()), whole, atol=1e-2)
 
 
-@given(clip=clips(), data=st.data())
+@given(clip=clips(), mode=st.sampled_from(get_args(Mode)), data=st.data())
 @settings(max_examples=25, deadline=None)
-def test_nothing_crosses_a_cut(clip, data):
+def test_nothing_crosses_a_cut(clip, mode, data):
     options, frames = clip
+    options = replace(options, mode=mode)
     at = data.draw(st.integers(0, frames))
     networks, common = make(options)
     denoiser = Denoiser(networks, **common)

@@ -4,12 +4,14 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from toonstream.config import Mode
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.schedulers import make_scheduler
 
@@ -39,9 +41,9 @@ def random(*shape: int, seed: int) -> Tensor:
 HINTS = [{name: random(3, 32, 16, seed=3 * i + len(name)) for name in SCALES} for i in range(20)]
 
 
-def denoiser(networks=None, *, kind: str = "ddim", skewed: bool = False, guidance: float = 1.0, **parts):
+def denoiser(networks=None, *, kind: str = "ddim", mode: Mode = "wavefront", guidance: float = 1.0, **parts):
     options = DenoiseSettings(
-        window=4, stride=2, steps=3, guidance=guidance, skewed=skewed, controlnet_scales=SCALES
+        window=4, stride=2, steps=3, guidance=guidance, mode=mode, controlnet_scales=SCALES
     )
     return Denoiser(
         networks or offline.stand_in_networks(),
@@ -90,11 +92,11 @@ class Fusing:
 
 
 @pytest.mark.parametrize("kind", ["ddim", "lcm", "euler"])
-@pytest.mark.parametrize("skewed", [False, True])
-def test_a_fusion_that_changes_nothing_leaves_every_bit(kind, skewed):
-    plain = stacked(streamed(denoiser(kind=kind, skewed=skewed)))
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_a_fusion_that_changes_nothing_leaves_every_bit(kind, mode):
+    plain = stacked(streamed(denoiser(kind=kind, mode=mode)))
     fusing = Fusing()
-    assert torch.equal(stacked(streamed(denoiser(kind=kind, skewed=skewed, fusion=fusing))), plain)
+    assert torch.equal(stacked(streamed(denoiser(kind=kind, mode=mode, fusion=fusing))), plain)
     for step in range(3):
         groups = fusing.groups(step)
         assert [index for group in groups for index in group] == list(range(13))
@@ -104,7 +106,10 @@ def test_a_fusion_that_changes_nothing_leaves_every_bit(kind, skewed):
 def test_a_fusion_changes_what_comes_out_and_the_same_way_skewed_and_not():
     plain = stacked(streamed(denoiser()))
     ways = [Fusing(0.5), Fusing(0.5)]
-    fused = [stacked(streamed(denoiser(skewed=bool(n), fusion=way))) for n, way in enumerate(ways)]
+    modes: list[Mode] = ["wavefront", "skewed"]
+    fused = [
+        stacked(streamed(denoiser(mode=mode, fusion=way))) for mode, way in zip(modes, ways, strict=True)
+    ]
     assert not torch.allclose(fused[0], plain, atol=1e-2)
     torch.testing.assert_close(fused[0], fused[1], rtol=1e-3, atol=1e-4)
     assert ways[0].groups(1) == ways[1].groups(1)
@@ -156,8 +161,8 @@ class Remembering:
         self.latest = torch.zeros(self.sides, 1)
 
 
-@pytest.mark.parametrize("skewed", [False, True])
-def test_a_memory_is_asked_before_a_window_and_given_what_comes_of_it(skewed):
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_a_memory_is_asked_before_a_window_and_given_what_comes_of_it(mode):
     networks = offline.stand_in_networks()
     plain, seen = networks["unet"], []
 
@@ -169,7 +174,7 @@ def test_a_memory_is_asked_before_a_window_and_given_what_comes_of_it(skewed):
         return plain(given) | {"cache": sample.mean((2, 3, 4)) + memory}
 
     memory = Remembering(sides=2)
-    made = denoiser({**networks, "unet": unet}, guidance=2.0, skewed=skewed, reference=memory)
+    made = denoiser({**networks, "unet": unet}, guidance=2.0, mode=mode, reference=memory)
     streamed(made, 19, cut=6)
     assert memory.done == [list(range(19))] * 3
     assert memory.cuts == 1
@@ -183,4 +188,4 @@ def test_a_memory_is_asked_before_a_window_and_given_what_comes_of_it(skewed):
     assert next(asked, None) is None
     spans = {(frames.start, frames.stop) for _, frames in memory.asked}
     assert spans == {(0, 4), (2, 6), (6, 10), (8, 12), (10, 14), (12, 16), (14, 18), (16, 19)}
-    assert len(seen) < len(memory.asked) if skewed else len(seen) == len(memory.asked)
+    assert len(seen) < len(memory.asked) if mode == "skewed" else len(seen) == len(memory.asked)
