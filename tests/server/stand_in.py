@@ -181,9 +181,15 @@ async def connect(
     listen: bool = True,
     headers: Mapping[str, str] = {},
     expect: int = 201,
+    configuration: RTCConfiguration | None = None,
+    offered: Callable[[str], str] = lambda offer: offer,
+    answered: Callable[[str], str] = lambda answer: answer,
 ) -> Client:
-    """Publish `tracks` by WHIP, or watch by WHEP where there are none."""
-    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    """Publish `tracks` by WHIP, or watch by WHEP where there are none.
+
+    Offer and answer go through `offered` and `answered` on their way.
+    """
+    connection = RTCPeerConnection(configuration or RTCConfiguration(iceServers=[]))
     client = Client(connection, {})
     connection.on("track", lambda track: client.tracks.setdefault(track.kind, track))
     for track in tracks:
@@ -195,7 +201,7 @@ async def connect(
     sdp = connection.localDescription.sdp
     if codec:
         sdp = only(codec, sdp)
-    async with http.post(endpoint, data=sdp, headers={**SDP, **headers}) as response:
+    async with http.post(endpoint, data=offered(sdp), headers={**SDP, **headers}) as response:
         text = await response.text()
         assert response.status == expect, (response.status, text)
         client.answer = text
@@ -204,7 +210,7 @@ async def connect(
             return client
         client.location, client.etag = response.headers["Location"], response.headers["ETag"]
         client.links = links_of(response)
-    await connection.setRemoteDescription(RTCSessionDescription(text, "answer"))
+    await connection.setRemoteDescription(RTCSessionDescription(answered(text), "answer"))
     return client
 
 
