@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 EXIT_ERROR = 2
 COMMANDS = (
+    "compare",
     "engines",
     "export",
     "live",
@@ -30,7 +31,7 @@ _USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
        toonstream serve              a page that draws you; WHIP in, WHEP out
        toonstream SRC DST [DST...]   a live stream: toonstream live --help
        toonstream demo [FOLDER]      make a short scene of its own, render it
-       toonstream doctor | models | export | engines    what there is"""
+       toonstream compare CLIP | doctor | models | export | engines    and --help"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,11 +64,11 @@ def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> N
 
     add(
         "--mode",
-        default="wavefront",
         choices=get_args(Mode),
         metavar="M",
-        help="wavefront | skewed (larger batches)",
+        help="wavefront | skewed | anchored (to what is final)",
     )
+    add("--overlap", type=int, metavar="N", help="anchored: final frames in a window (a quarter)")
     add(
         "--deflicker",
         choices=get_args(Deflickering),
@@ -240,6 +241,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         allow_pickle=options.allow_pickle,
         loras=tuple(map(LoraChoice.parse, options.lora)),
         mode=options.mode,
+        overlap=options.overlap,
         deflicker=options.deflicker,
         deflicker_window=options.deflicker_window,
         keyframes=options.keyframes,

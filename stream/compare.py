@@ -1,0 +1,351 @@
+"""One clip in several modes, next to one another: the composition root of `toonstream compare`.
+
+All modes draw in lockstep: every frame goes into each of them, and a picture is put together once the mode
+with the longest look-ahead has drawn its part. Until then the others' toons wait; so memory is bounded by
+that look-ahead, whatever the length of the clip.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+
+from toonstream.config import MAX_SIDE, RenderSettings, Settings, Size
+from toonstream.engines.background import SwitchableEngine
+from toonstream.engines.engine import Engine, Network, NetworkSource
+from toonstream.engines.select import engine_name
+from toonstream.engines.tensorrt.engine import TensorRtEngine
+from toonstream.errors import SettingError, ToonstreamError
+from toonstream.export.assemble import load_model
+from toonstream.export.checkpoints import Model
+from toonstream.stream.clock import Stopwatch
+from toonstream.stream.compose import Grid
+from toonstream.stream.conditions import Conditioned, Conditions
+from toonstream.stream.frame import Frame
+from toonstream.stream.pipeline import Progress, Stylizing, run
+from toonstream.stream.render import Rendered, pixel_aspect
+from toonstream.stream.serving import open_stream_engine
+from toonstream.stream.sinks.file import FileSink
+from toonstream.stream.sources.file import FileSource
+from toonstream.stream.stylizer import Toon, load_stylizer
+from toonstream.stream.temporal.cuts import Scenes
+from toonstream.stream.temporal.measure import Figures, Meter, Survey
+
+__all__ = ["Compared", "Lockstep", "ModeFigures", "compare_clip"]
+
+SOURCE = "source"
+"""What the first picture is called, and what it is measured as."""
+
+_REFRESH = 0.5  # seconds of the clip after which figures on the picture are brought up to date
+_KNOWN = 2  # index of the first frame at which there are all figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeFigures:
+    """What came of one mode.
+
+    Attributes:
+        figures: how steady, sharp and true the toon is.
+        fps: frames a second while this mode drew, the others waiting; 0 for the source.
+        network_seconds: of it, inside networks.
+    """
+
+    figures: Figures
+    fps: float
+    network_seconds: float
+
+    def words(self) -> str:
+        """The figures that belong on the picture, in one line of ASCII."""
+        parts = (
+            _shown("warped {:.2f}x", self.figures.ratio),
+            _shown("flicker {:.2f}", self.figures.flicker),
+            _shown("{:.1f} fps", self.fps or None),
+        )
+        return "  ".join(filter(None, parts)) or "..."
+
+    def facts(self) -> dict[str, object]:
+        """The figures, ready for JSON."""
+        facts = {
+            **asdict(self.figures),
+            "ratio": self.figures.ratio,
+            "fps": self.fps,
+            "network_seconds": self.network_seconds,
+        }
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in facts.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What became of a comparison.
+
+    Attributes:
+        rendered: of the whole.
+        modes: mode → what came of it; `source` is the source itself.
+    """
+
+    rendered: Rendered
+    modes: Mapping[str, ModeFigures]
+
+    def facts(self) -> dict[str, object]:
+        """The figures, ready for JSON."""
+        return {
+            **self.rendered.facts(),
+            "modes": {name: mode.facts() for name, mode in self.modes.items()},
+        }
+
+    def summary(self) -> str:
+        """The figures as a table."""
+        width = max(map(len, self.modes))
+        lines = [f"{'':{width}}  warped  flicker  sharpness  outline  colour     fps"]
+        for name, mode in self.modes.items():
+            figures = mode.figures
+            cells = (
+                _shown("{:.2f}x", figures.ratio).rjust(6),
+                _shown("{:.2f}", figures.flicker).rjust(7),
+                _shown("{:.2f}", figures.sharpness).rjust(9),
+                _shown("{:.2f}", figures.outline).rjust(7),
+                _shown("{:.1f}", figures.colour).rjust(6),
+                _shown("{:.1f}", mode.fps or None).rjust(6),
+            )
+            lines.append("  ".join((name.ljust(width), *cells)))
+        return "\n".join([self.rendered.summary(), *lines])
+
+
+class Lockstep:
+    """Several modes that draw every frame; gives the toons of one frame together, in the modes' order.
+
+    Args:
+        stylizers: of the modes, fresh, by name.
+        stopwatch: is told, under its name, how long each is busy.
+    """
+
+    def __init__(self, stylizers: Mapping[str, Stylizing], stopwatch: Stopwatch) -> None:
+        self._stylizers = stylizers
+        self._stopwatch = stopwatch
+        self._waiting: dict[str, deque[Toon]] = {name: deque() for name in stylizers}
+
+    def push(self, conditioned: Conditioned) -> Iterator[tuple[Toon, ...]]:
+        """Take the next frame; give the frames that all modes have drawn now."""
+        for name, stylizer in self._stylizers.items():
+            with self._stopwatch.measure(name):
+                self._waiting[name].extend(stylizer.push(conditioned))
+        yield from self._together()
+
+    def finish(self) -> Iterator[tuple[Toon, ...]]:
+        """The stream has ended: give the rest."""
+        for name, stylizer in self._stylizers.items():
+            with self._stopwatch.measure(name):
+                self._waiting[name].extend(stylizer.finish())
+        yield from self._together()
+
+    def _together(self) -> Iterator[tuple[Toon, ...]]:
+        while all(self._waiting.values()):
+            yield tuple(toons.popleft() for toons in self._waiting.values())
+
+
+def compare_clip(
+    clip: Path,
+    output: Path,
+    modes: Mapping[str, Settings],
+    *,
+    started: Callable[[Mapping[str, object]], None] = lambda facts: None,
+    observe: Callable[[Progress], None] = lambda progress: None,
+    stopped: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Compared:
+    """Render a clip in several modes into one picture, with their figures on it.
+
+    Args:
+        clip: what to read.
+        output: what to write; an existing file is replaced only by a whole result, or by what was drawn until
+            a stop.
+        modes: what to call each mode → how it draws. What concerns the clip, the model and the engine is the
+            same in all of them.
+        started: told once, when clip and model are open, what will be done.
+        observe: told how far it is, see `pipeline.run`.
+        stopped: asked whether to end early, see `pipeline.run`.
+        say: told what is done before that, where it takes a while.
+
+    Raises:
+        InputError: the clip or the settings cannot be used.
+        OutputError: the result cannot be written.
+        ModelError: the model cannot be used.
+        EngineError: the engine cannot be used.
+    """
+    common = next(iter(modes.values()))
+    engine_wanted = engine_name(common.engine)
+    model = load_model(common.model, engine=engine_wanted, allow_pickle=common.allow_pickle, say=say)
+    choices = {name: settings.resolve(model.defaults) for name, settings in modes.items()}
+    with FileSource(clip, start=common.start, duration=common.duration) as source:
+        info = source.info
+        size = (common.size or Size(short=model.defaults.size, cap=True)).of(info.width, info.height)
+        board = _Board(model, list(modes), size=size, rate=float(info.average_rate))
+        width, height = board.size
+        with FileSink(
+            output,
+            source=source,
+            width=width,
+            height=height,
+            sample_aspect_ratio=pixel_aspect(info, size),
+        ) as sink:
+            engines = _engines(engine_wanted, model, list(choices.values()), size=size, say=say)
+            stylizers: dict[str, Stylizing] = {
+                name: load_stylizer(model, chosen, engine=engine, stopwatch=board.inside[name])
+                for (name, chosen), engine in zip(choices.items(), engines, strict=True)
+            }
+            started(
+                {
+                    "clip": str(clip),
+                    "output": str(output),
+                    "width": width,
+                    "height": height,
+                    "frames": info.frame_count,
+                    "rate": round(float(info.average_rate), 3),
+                    "model": model.defaults.name,
+                    "engine": engines[0].name,
+                    "modes": {name: asdict(chosen) for name, chosen in choices.items()},
+                }
+            )
+            end = 0.0
+
+            def write(toons: tuple[Toon, ...]) -> None:
+                nonlocal end
+                frame = board.draw(toons)
+                sink.write(frame)
+                end = float((frame.pts + (frame.duration or 0)) * frame.time_base)
+
+            try:
+                progress = run(
+                    source,
+                    Scenes(
+                        Conditions(
+                            model.defaults.controlnets,
+                            size=size,
+                            multiple=model.size_multiple,
+                            annotated=model.annotators,
+                        )
+                    ),
+                    Lockstep(stylizers, board.stopwatch),
+                    write,
+                    stopwatch=board.stopwatch,
+                    stopped=stopped,
+                    observe=observe,
+                )
+            except ToonstreamError as error:
+                sink.abort()
+                if sink.partial is None:
+                    raise
+                raise type(error)(f"{error}; what was finished is kept as {sink.partial}") from error
+            sink.close(complete=not stopped())
+        figures = board.figures()
+        return Compared(
+            rendered=Rendered(
+                output=output if progress.frames_committed else None,
+                size=board.size,
+                progress=progress,
+                total=info.frame_count,
+                clip_seconds=max(0.0, end - float(info.origin) - common.start),
+                stage_seconds=board.stopwatch.seconds,
+                network_seconds=sum(mode.network_seconds for mode in figures.values()),
+                damage=source.damage,
+                notes=sink.notes,
+                stopped=stopped(),
+            ),
+            modes=figures,
+        )
+
+
+class _Board:
+    """Measures the modes, and draws them with their figures.
+
+    Attributes:
+        size: (width, height) of what is drawn, in pixels.
+        stopwatch: knows, under its name, how long each mode was busy.
+        inside: by mode, knows how long its networks were.
+    """
+
+    def __init__(self, model: Model, modes: Sequence[str], *, size: tuple[int, int], rate: float) -> None:
+        self._grid = Grid(len(modes) + 1, size)
+        self.size = self._grid.size
+        if max(self.size) > MAX_SIDE:
+            raise SettingError(
+                f"all modes together make a picture of {self.size[0]}x{self.size[1]} pixels, and a side may "
+                f"have {MAX_SIDE} at most: name fewer modes, or a smaller --size"
+            )
+        self.stopwatch = Stopwatch()
+        self.inside = {name: Stopwatch() for name in modes}
+        self._networks = tuple(model.sources)
+        self._survey = Survey()
+        self._meters = {name: Meter() for name in (SOURCE, *modes)}
+        self._every = max(1, ceil(_REFRESH * rate))
+        self._words: list[str] = []
+        self._drawn = 0
+
+    def draw(self, toons: Sequence[Toon]) -> Frame:
+        """Measure and draw one frame: the source, and what each mode made of it."""
+        frame = toons[0].source
+        pictures = [frame.image, *(toon.toon.image for toon in toons)]
+        with self.stopwatch.measure("measure"):
+            sight = self._survey.push(frame.image)
+            for meter, picture in zip(self._meters.values(), pictures, strict=True):
+                meter.push(sight, picture)
+        if self._drawn % self._every == 0 or self._drawn == _KNOWN:
+            self._words = [mode.words() for mode in self.figures().values()]
+        self._drawn += 1
+        cells = zip(pictures, self._meters, self._words, strict=True)
+        return replace(frame, image=self._grid.draw(list(cells)))
+
+    def figures(self) -> dict[str, ModeFigures]:
+        """What came of the source and of each mode so far."""
+        return {name: self._of(name, meter.figures) for name, meter in self._meters.items()}
+
+    def _of(self, name: str, figures: Figures) -> ModeFigures:
+        if name == SOURCE:
+            return ModeFigures(figures=figures, fps=0.0, network_seconds=0.0)
+        busy, inside = self.stopwatch.seconds.get(name, 0.0), self.inside[name].seconds
+        return ModeFigures(
+            figures=figures,
+            fps=figures.frames / busy if busy else 0.0,
+            network_seconds=sum(inside.get(network, 0.0) for network in self._networks),
+        )
+
+
+class _LoadedOnce:
+    """An engine that gives a network out again to whoever asks next: networks keep nothing between calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loaded: list[tuple[NetworkSource, Network]] = []
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    def load(self, source: NetworkSource) -> Network:
+        for loaded, network in self._loaded:
+            if loaded is source:
+                return network
+        network = self._engine.load(source)
+        self._loaded.append((source, network))
+        return network
+
+
+def _engines(
+    name: str,
+    model: Model,
+    choices: Sequence[RenderSettings],
+    *,
+    size: tuple[int, int],
+    say: Callable[[str], None],
+) -> list[Engine]:
+    """One engine for all modes; or one each where engines are built for the shapes of a mode."""
+    engine = open_stream_engine(name, model, choices[0], size=size, say=say)
+    if isinstance(engine, SwitchableEngine | TensorRtEngine):
+        others = [open_stream_engine(name, model, chosen, size=size, say=say) for chosen in choices[1:]]
+        return [engine, *others]
+    return [_LoadedOnce(engine)] * len(choices)
+
+
+def _shown(form: str, value: float | None) -> str:
+    return "" if value is None else form.format(value)
