@@ -48,6 +48,8 @@ class _Row(NamedTuple):
     next_from_sample: Tensor
     next_from_output: Tensor
     next_from_noise: Tensor
+    sample_from_x0: Tensor
+    sample_from_noise: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +63,7 @@ class Scheduler:
         timesteps: (T,) float32, what the networks are told at each step; falling.
         initial_sigma: standard deviation of the noise that frames start from.
         needs_noise: whether `step` wants fresh noise after each step but the last.
-        table: (T, 7) float32, the coefficients of each step.
+        table: (T, 9) float32, the coefficients of each step.
         clip: x0 is held within ± this, or None.
     """
 
@@ -79,6 +81,11 @@ class Scheduler:
     def scale(self, sample: Tensor, step: int | Tensor) -> Tensor:
         """Latents as the networks want to see them at `step`."""
         return sample * self._row(sample, step).input_scale
+
+    def noised(self, x0: Tensor, noise: Tensor, step: int | Tensor) -> Tensor:
+        """Clean latents as they would be at `step`, given standard normal noise."""
+        row = self._row(x0, step)
+        return row.sample_from_x0 * x0 + row.sample_from_noise * noise
 
     def predict_x0(self, sample: Tensor, output: Tensor, step: int | Tensor) -> Tensor:
         """The clean latents that the network's output implies."""
@@ -172,6 +179,8 @@ def _ddim(config: Mapping[str, object], alphas: Tensor, steps: int) -> Scheduler
         next_from_x0=then.sqrt(),
         next_from_sample=(1 - then).sqrt() * noise_from_sample,
         next_from_output=(1 - then).sqrt() * noise_from_output,
+        sample_from_x0=now.sqrt(),
+        sample_from_noise=(1 - now).sqrt(),
     )
 
 
@@ -194,6 +203,8 @@ def _lcm(config: Mapping[str, object], alphas: Tensor, steps: int) -> Scheduler:
         next_from_x0=then.sqrt() * scaled / boundary.sqrt(),
         next_from_sample=then.sqrt() * _SIGMA_DATA**2 / boundary,
         next_from_noise=(1 - then).sqrt(),
+        sample_from_x0=now.sqrt(),
+        sample_from_noise=(1 - now).sqrt(),
     )
 
 
@@ -215,6 +226,8 @@ def _euler(config: Mapping[str, object], alphas: Tensor, steps: int) -> Schedule
         x0_from_output=x0_from_output,
         next_from_x0=1 - then / now,
         next_from_sample=then / now,
+        sample_from_x0=torch.ones_like(now),
+        sample_from_noise=now,
     )
 
 

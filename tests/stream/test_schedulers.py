@@ -195,3 +195,19 @@ def test_refuses_impossible_settings(kind, steps):
 def test_refuses_configs_it_would_get_wrong(change):
     with pytest.raises(ModelError, match="scheduler config"):
         make_scheduler({**BASE, **change}, kind="euler", steps=4)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "lcm", "euler"])
+def test_noise_is_added_as_diffusers_adds_it(kind):
+    reference = {"ddim": DDIMScheduler, "lcm": LCMScheduler, "euler": EulerDiscreteScheduler}[kind]
+    reference = reference.from_config(BASE)
+    ours = make_scheduler(BASE, kind=kind, steps=4)
+    reference.set_timesteps(4)
+    clean, noise = normal(0), normal(1)
+    for step, timestep in enumerate(reference.timesteps):
+        expected = reference.add_noise(clean, noise, timestep.reshape(1))
+        torch.testing.assert_close(ours.noised(clean, noise, step), expected, rtol=1e-4, atol=1e-4)
+    steps = torch.tensor([3, 0, 1, 2, 2])
+    mixed = ours.noised(clean, noise, steps)
+    for place, step in enumerate(steps):
+        assert torch.equal(mixed[place], ours.noised(clean, noise, int(step))[place])
