@@ -12,7 +12,7 @@ built and not before.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,12 +23,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from toonstream.config import DEFAULT_SHORT_SIDE, Deflickering
+from toonstream.config import DEFAULT_SHORT_SIDE, Deflickering, Mode
 from toonstream.engines.engine import NetworkSource
 from toonstream.errors import ModelError, SettingError
 from toonstream.export.networks.temporal import MotionNorm
 
-__all__ = ["EMBEDDINGS", "Defaults", "Model", "Precision", "in_precision", "open_model", "shipped_model"]
+__all__ = [
+    "EMBEDDINGS",
+    "Defaults",
+    "Model",
+    "Precision",
+    "in_precision",
+    "open_model",
+    "reference_source",
+    "shipped_model",
+]
 
 EMBEDDINGS = "embeddings.safetensors"
 
@@ -59,8 +68,15 @@ class Defaults:
         clip_skip: which of the text encoder's layers is taken, 1 being the last.
         motion_norm: what the group norms of the motion modules are over: "joint", all frames of a window (as
             diffusers), or "frame", each by itself (as the original AnimateDiff, and Diffutoon).
+        mode: wavefront, skewed or anchored.
+        overlap: of anchored windows, in frames; None is a quarter of the window.
         deflicker: off, balanced or accurate.
         deflicker_window: frames on each side that it blends.
+        remember: frames of the past that frames in flight attend to; 0 is none.
+        remember_first: how many of them are the scene's first, where there are more; the others the latest.
+        remember_strength: how much they weigh together, next to the frame itself.
+        reference_strength: how much a reference picture weighs.
+        reference_layers: which layers of the UNet attend to both: beginnings of block names, as up or down_2.
     """
 
     name: str
@@ -76,8 +92,15 @@ class Defaults:
     size: int = DEFAULT_SHORT_SIDE
     clip_skip: int = 1
     motion_norm: MotionNorm = "joint"
+    mode: Mode = "wavefront"
+    overlap: int | None = None
     deflicker: Deflickering = "off"
     deflicker_window: int = 2
+    remember: int = 0
+    remember_first: int = 1
+    remember_strength: float = 1.0
+    reference_strength: float = 1.0
+    reference_layers: tuple[str, ...] = ("mid", "up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +219,18 @@ def in_precision(model: Model, precision: Precision) -> Model:
     return replace(model, sources=sources, onnx_files=files)
 
 
+def reference_source(model: Model) -> NetworkSource:
+    """Give a model's UNet as one that attends to remembered frames, with the same weights; not exported."""
+    defaults = model.defaults
+    build = partial(_build_reference_unet, layers=defaults.reference_layers, motion_norm=defaults.motion_norm)
+    return replace(
+        model.sources["unet"],
+        name="unet_reference",
+        onnx=None,
+        build=partial(build, model.path / "unet"),
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -230,7 +265,8 @@ def _defaults(path: Path) -> Defaults:
         raise ModelError(
             f"{path}: {', '.join(sorted(unknown | absent))} unknown or missing; correct the file"
         )
-    return Defaults(**settings | {"styles": tuple(settings.get("styles", ()))})
+    lists = {name: tuple(settings[name]) for name in ("styles", "reference_layers") if name in settings}
+    return Defaults(**settings | lists)
 
 
 def _networks(
@@ -308,6 +344,13 @@ def _build_unet(folder: Path, *, motion_norm: MotionNorm) -> nn.Module:
 
     network = _diffusers(folder, "UNetMotionModel", "UNet2DConditionModel")
     return MotionUnet(network, motion_norm=motion_norm)
+
+
+def _build_reference_unet(folder: Path, *, layers: Sequence[str], motion_norm: MotionNorm) -> nn.Module:
+    from toonstream.export.networks.reference import ReferenceUnet
+
+    network = _diffusers(folder, "UNetMotionModel", "UNet2DConditionModel")
+    return ReferenceUnet(network, layers=layers, motion_norm=motion_norm)
 
 
 def _build_hint(folder: Path) -> nn.Module:

@@ -1,0 +1,98 @@
+"""The graph of the UNet that attends to remembered frames: exported when a stream first asks for it.
+
+    <cache>/graphs/<model>-<key>/    the graph, and a copy of the UNet's weights, which ONNX wants beside it
+
+A model that was assembled into the cache has the graph beside its own weights, and needs no copy. A file gets
+its name when it is whole, by one rename; of two processes that export at once, the first one's stays.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import mkdtemp
+
+from toonstream.engines.engine import NetworkSource
+from toonstream.engines.store import cache_folder
+from toonstream.engines.tensorrt.flavour import FLAVOURS
+from toonstream.errors import ModelError
+from toonstream.export.assemble import models_folder
+from toonstream.export.checkpoints import Model, Precision, reference_source
+
+__all__ = ["with_reference"]
+
+_VERSION = 1  # of what is written; another one makes other keys
+_KEY_LENGTH = 16  # hexadecimal digits
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+Say = Callable[[str], None]
+
+
+def with_reference(model: Model, *, engine: str, say: Say = lambda line: None) -> Model:
+    """Give a model with one more network, `unet_reference`: its UNet with the inputs of `ReferenceUnet`.
+
+    Args:
+        model: any.
+        engine: its name; all but torch want an ONNX file, TensorRT in float16.
+        say: is told what is done, where that takes a while.
+
+    Raises:
+        ModelError: the model's UNet cannot do it, or the cache cannot be written to.
+    """
+    source = reference_source(model)
+    if engine != "torch":
+        precision: Precision = "float16" if engine in FLAVOURS else "float32"
+        try:
+            source = replace(source, onnx=_exported(model, source, precision, say))
+        except OSError as error:
+            raise ModelError(
+                f"{cache_folder()}: {error.strerror or error}; "
+                "make room, or name another folder in TOONSTREAM_CACHE"
+            ) from None
+    return replace(model, sources={**model.sources, source.name: source})
+
+
+def _exported(model: Model, source: NetworkSource, precision: Precision, say: Say) -> Path:
+    """Give the ONNX file, written first where it is not there."""
+    weights = model.path / "unet" / _WEIGHTS
+    key = _key(model, weights, precision)
+    beside = model.path.parent == models_folder()
+    graphs = cache_folder() / "graphs"
+    final = weights.with_name(f"reference-{key}.onnx") if beside else graphs / f"{model.defaults.name}-{key}"
+    file = final if beside else final / "model.onnx"
+    if file.is_file():
+        return file
+    from toonstream.export.onnx import export_network
+
+    say(f"{model.defaults.name}: exporting {source.name}, once")
+    if beside:
+        export_network(source.build(), file, weights, precision=precision)
+        return file
+    graphs.mkdir(parents=True, exist_ok=True)
+    making = Path(mkdtemp(prefix=".", dir=graphs))
+    try:
+        copy = Path(shutil.copyfile(weights, making / _WEIGHTS))
+        export_network(source.build(), making / file.name, copy, precision=precision)
+        making.rename(final)
+    except OSError:
+        if not file.is_file():  # another process was first
+            raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return file
+
+
+def _key(model: Model, weights: Path, precision: Precision) -> str:
+    """A name for everything that the graph and the weights beside it depend on."""
+    status = weights.stat()
+    facts = {
+        "version": _VERSION,
+        "weights": [str(weights.resolve()), status.st_size, status.st_mtime_ns],
+        "config": (model.path / "unet" / "config.json").read_text(encoding="utf-8"),
+        "layers": model.defaults.reference_layers,
+        "motion_norm": model.defaults.motion_norm,
+        "precision": precision,
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_KEY_LENGTH]
