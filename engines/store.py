@@ -1,7 +1,7 @@
 """Where built engines are kept: one folder, each engine under a key that holds everything it depends on.
 
     <folder>/<key>/engine          the built engine
-    <folder>/<key>/manifest.json   its key in full, its checksum, when it was built and how long that took
+    <folder>/<key>/manifest.json   its key in full, size and checksum, when it was built and how long that took
     <folder>/.building/            what is being built; nothing here is ever taken for an engine
     <folder>/.locks/               one file per key, locked by the process that builds it
 
@@ -102,10 +102,18 @@ class StoredEngine:
         largest = max((triple[1] for triple in shapes.values()), key=lambda shape: (len(shape), shape[-1]))
         return "x".join(map(str, largest))
 
+    @property
+    def whole(self) -> bool:
+        """Whether the file is there and as long as what was built; it is not read."""
+        try:
+            return self.path.stat().st_size == self.size
+        except OSError:
+            return False
+
     def intact(self) -> bool:
         """Read the whole file, and say whether it is what was built."""
         try:
-            return self.path.stat().st_size == self.size and file_checksum(self.path) == self.checksum
+            return self.whole and file_checksum(self.path) == self.checksum
         except OSError:
             return False
 
@@ -216,10 +224,19 @@ class EngineStore:
         return True
 
     def sweep(self) -> int:
-        """Remove what killed builds left; gives the bytes that were freed."""
+        """Remove what killed builds left, and what is seen to be damaged; gives the bytes that were freed.
+
+        Engines are not read for it: that one with another content of the same length is damaged shows when it
+        is loaded, or verified.
+        """
+        lefts = [(left, left.name.partition("-")[0]) for left in (self.folder / ".building").glob("*-*")]
+        for folder in self.folder.glob("[!.]*/"):
+            found = _read(folder)
+            if found is None or not found.whole:
+                lefts.append((folder, folder.name))
         freed = 0
-        for left in (self.folder / ".building").glob("*-*"):
-            lock = self._lock(left.name.partition("-")[0])
+        for left, digest in lefts:
+            lock = self._lock(digest)
             if lock.take(wait=False):
                 try:
                     freed += sum(path.stat().st_size for path in left.rglob("*") if path.is_file())

@@ -210,6 +210,29 @@ def test_engines_are_listed_the_latest_used_first_and_removed(tmp_path: Path) ->
     assert [engine.label for engine in store.engines()] == ["1", "3"]
 
 
+def test_listing_reads_no_engine_and_what_is_seen_to_be_damaged_is_swept_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EngineStore(tmp_path)
+    short, other, lost, whole = (
+        store.obtain(replace(KEY, version=version), write(b"engine"), label=version) for version in "1234"
+    )
+    short.path.write_bytes(b"eng")
+    other.path.write_bytes(b"enginE")  # of the same length: only reading it tells
+    lost.path.with_name("manifest.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("toonstream.engines.store.file_checksum", refuse)
+        assert {engine.label: engine.whole for engine in store.engines()} == {
+            "1": False,
+            "2": True,
+            "4": True,
+        }
+        assert store.sweep() > len(b"eng" + b"engine")
+    assert {engine.label: engine.intact() for engine in store.engines()} == {"2": False, "4": True}
+    assert whole.path.is_file()
+    assert not lost.path.exists()
+
+
 def test_an_engine_that_is_being_rebuilt_is_not_removed(tmp_path: Path) -> None:
     store = EngineStore(tmp_path)
     built = store.obtain(KEY, write(b"engine"), label="toy")

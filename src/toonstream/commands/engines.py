@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--networks", metavar="A,B", help="only these, such as unet,vae_decoder")
     add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for each network (3600)")
     add("--tolerance", type=float, metavar="X", help="largest relative error that passes")
-    add = parser.add_argument_group("prune (what is in use by a build stays)").add_argument
+    add = parser.add_argument_group("prune (what is damaged goes, what is being built stays)").add_argument
     add("--older-than", type=float, metavar="DAYS", help="what was built longer ago")
     add("--unused", type=float, metavar="DAYS", help="what was not used for so long")
     add("--keep", type=float, metavar="GB", help="all but the latest used, so many GB of them")
@@ -101,7 +101,7 @@ def _list() -> int:
     total = 0
     for engine in store.engines():
         total += engine.size
-        state = "" if engine.intact() else "  DAMAGED: it is built again when it is needed"
+        state = "" if engine.whole else "  DAMAGED: it is built again when it is needed"
         print(
             f"{engine.digest[:12]}  {engine.label:28} {engine.key['flavour']} {engine.key['version']} "
             f"for {engine.key['compute_capability']}, {engine.key['precision']}, {engine.largest_input}, "
