@@ -1,7 +1,7 @@
 """Where built engines are kept: one folder, each engine under a key that holds everything it depends on.
 
     <folder>/<key>/engine          the built engine
-    <folder>/<key>/manifest.json   its key in full, size and checksum, when it was built and how long that took
+    <folder>/<key>/manifest.json   its key in full, size, checksum, when it was built and how long that took
     <folder>/.building/            what is being built; nothing here is ever taken for an engine
     <folder>/.locks/               one file per key, locked by the process that builds it
 
