@@ -12,7 +12,8 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from toonstream.errors import SettingError
 from toonstream.export.checkpoints import Defaults
@@ -214,6 +215,8 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if kind == tuple[str, ...] and isinstance(value, list):
         return tuple(str(word) for word in value)
+    if isinstance(kind, UnionType):  # what may be None is left out, or of the other type
+        kind = get_args(kind)[0]
     accepted = kind if isinstance(kind, type) else str  # a Literal's values are words
     if not isinstance(value, accepted) or (accepted is int and isinstance(value, bool)):
         raise SettingError(f"{where} must be of type {accepted.__name__}, and is {value!r}; correct it")

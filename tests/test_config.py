@@ -32,6 +32,10 @@ DEFAULTS = Defaults(
         ({"duration": float("inf")}, "duration inf"),
         ({"engine": "abacus"}, "abacus"),
         ({"mode": "sideways"}, "sideways"),
+        ({"overlap": -1}, "overlap -1"),
+        ({"overlap": 32}, "0 to 31"),
+        ({"window": 4, "overlap": 4}, "less than the window's 4"),
+        ({"stride": 2, "overlap": 2}, "give one"),
         ({"contact_sheet": Path("sheet.jpg")}, ".png"),
     ],
 )
@@ -64,6 +68,51 @@ def test_a_window_or_a_stride_alone_pulls_the_other_along(
 ) -> None:
     render = Settings(window=given_window, stride=given_stride).resolve(DEFAULTS)
     assert (render.window, render.stride) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (8, 6)),
+        ({"window": 12}, (12, 9)),
+        ({"window": 2}, (2, 1)),
+        ({"window": 1}, (1, 1)),
+        ({"overlap": 0}, (8, 8)),
+        ({"overlap": 3}, (8, 5)),
+        ({"window": 4, "overlap": 3}, (4, 1)),
+        ({"stride": 7}, (8, 7)),
+        ({"stride": 9}, (9, 9)),
+        ({"window": 9, "stride": 2}, (9, 2)),
+    ],
+)
+def test_anchored_windows_overlap(asked: dict[str, int], expected: tuple[int, int]) -> None:
+    render = Settings(mode="anchored", **asked).resolve(DEFAULTS)
+    assert (render.window, render.stride, render.mode) == (*expected, "anchored")
+    own = replace(DEFAULTS, mode="anchored", overlap=3)
+    assert Settings(**asked).resolve(own).mode == "anchored"
+    if "window" not in asked and "stride" not in asked:
+        assert Settings(**asked).resolve(own).stride == 8 - asked.get("overlap", 3)
+    assert Settings(mode="wavefront").resolve(own).mode == "wavefront"
+
+
+def test_overlaps_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"overlap 8: take 0 to 7"):
+        Settings(mode="anchored", overlap=8).resolve(DEFAULTS)
+    with pytest.raises(SettingError, match="add --mode anchored"):
+        Settings(overlap=2).resolve(DEFAULTS)
+    with pytest.raises(SettingError, match="mode 'anchord'"):
+        Settings().resolve(replace(DEFAULTS, mode="anchord"))
+
+
+@given(st.integers(1, 32) | st.none(), st.integers(0, 31) | st.none())
+def test_whatever_overlap_is_accepted_leaves_new_frames(window: int | None, overlap: int | None) -> None:
+    try:
+        render = Settings(mode="anchored", window=window, overlap=overlap).resolve(DEFAULTS)
+    except SettingError:
+        assert overlap is not None
+        assert overlap >= (window or DEFAULTS.window)
+        return
+    assert 1 <= render.stride <= render.window <= 32
 
 
 @given(st.integers(1, 32) | st.none(), st.integers(1, 32) | st.none())

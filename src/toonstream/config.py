@@ -157,6 +157,10 @@ class ModelDefaults(Protocol):
     @property
     def styles(self) -> tuple[str, ...]: ...
     @property
+    def mode(self) -> Mode: ...
+    @property
+    def overlap(self) -> int | None: ...
+    @property
     def deflicker(self) -> Deflickering: ...
     @property
     def deflicker_window(self) -> int: ...
@@ -167,6 +171,7 @@ class RenderSettings:
     """Settings with nothing left open; the stream works from these.
 
     Attributes are those of `Settings`, with the model's defaults filled in and the style in the prompt.
+    An overlap is given as the stride that it leaves of the window.
     """
 
     prompt: str
@@ -186,6 +191,7 @@ class RenderSettings:
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
+        _check_mode(self.mode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +216,9 @@ class Settings:
         model: the name of a preset, the path of a model folder, or None for the one that ships.
         allow_pickle: read a preset's checkpoints even where they are pickled.
         loras: what changes the model's weights, on top of its own LoRAs.
-        mode: wavefront, or skewed (larger batches, more look-ahead, the same result).
+        mode: wavefront; skewed (larger batches, more look-ahead, the same result); or anchored: window after
+            window, each of which begins with frames that are final, and keeps to them.
+        overlap: how many frames that is, 0 to `window` - 1; in anchored mode only, and in place of `stride`.
         deflicker: blend toons with their neighbours' toons, brought to where they are: balanced, each by
             itself; accurate, by what they agree on.
         deflicker_window: neighbours on each side, 1 to 30.
@@ -238,7 +246,8 @@ class Settings:
     model: str | Path | None = None
     allow_pickle: bool = False
     loras: tuple[LoraChoice, ...] = ()
-    mode: Mode = "wavefront"
+    mode: Mode | None = None
+    overlap: int | None = None
     deflicker: Deflickering | None = None
     deflicker_window: int | None = None
     keyframes: int = 1
@@ -255,8 +264,12 @@ class Settings:
             raise SettingError(f"duration {self.duration:g}: give the seconds to render, more than 0")
         if self.engine not in get_args(EngineName):
             raise SettingError(f"engine {self.engine!r}: take one of {', '.join(get_args(EngineName))}")
-        if self.mode not in get_args(Mode):
-            raise SettingError(f"mode {self.mode!r}: take one of {', '.join(get_args(Mode))}")
+        if self.mode is not None:
+            _check_mode(self.mode)
+        if self.overlap is not None:
+            _check_overlap(self.overlap, self.window)
+            if self.stride is not None:
+                raise SettingError("stride and overlap: give one of them; the other follows from the window")
         _check_frames(self.deflicker_window, self.keyframes, self.skip)
         if self.deflicker is not None and self.deflicker not in get_args(Deflickering):
             raise SettingError(
@@ -271,19 +284,14 @@ class Settings:
         """Fill in what the user left open.
 
         A window or a stride given alone pulls the other along: the stride becomes half the window,
-        which is the least look-ahead, and the window grows to twice the stride.
+        which is the least look-ahead, and the window grows to twice the stride. In anchored mode a window
+        overlaps by a quarter where neither user nor model says more.
 
         Raises:
             SettingError: the style is not one of the model's, or the numbers do not fit together.
         """
-        window, stride = self.window, self.stride
-        if window is None and stride is None:
-            window, stride = defaults.window, defaults.stride
-        elif window is None:
-            assert stride is not None
-            window = min(MAX_WINDOW, max(defaults.window, 2 * stride))
-        elif stride is None:
-            stride = max(1, window // 2)
+        mode = defaults.mode if self.mode is None else self.mode
+        window, stride = self._segments(defaults) if mode == "anchored" else self._windows(defaults)
         negative = defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt
         return RenderSettings(
             prompt=self._prompt(defaults),
@@ -293,7 +301,7 @@ class Settings:
             stride=stride,
             guidance=defaults.guidance if self.guidance is None else self.guidance,
             seed=self.seed,
-            mode=self.mode,
+            mode=mode,
             loras=self.loras,
             deflicker=defaults.deflicker if self.deflicker is None else self.deflicker,
             deflicker_window=(
@@ -304,6 +312,33 @@ class Settings:
             matcher=self.matcher,
         )
 
+    def _windows(self, defaults: ModelDefaults) -> tuple[int, int]:
+        """Window and stride."""
+        if self.overlap is not None:
+            raise SettingError(f"overlap {self.overlap}: add --mode anchored; else windows have a --stride")
+        window, stride = self.window, self.stride
+        if window is None and stride is None:
+            return defaults.window, defaults.stride
+        if window is None:
+            assert stride is not None
+            window = min(MAX_WINDOW, max(defaults.window, 2 * stride))
+        elif stride is None:
+            stride = max(1, window // 2)
+        return window, stride
+
+    def _segments(self, defaults: ModelDefaults) -> tuple[int, int]:
+        """Window and stride in anchored mode."""
+        window = defaults.window if self.window is None else self.window
+        if self.stride is not None:
+            return max(window, self.stride), self.stride
+        overlap = defaults.overlap if self.window is None else None
+        if self.overlap is not None:
+            overlap = self.overlap
+        elif overlap is None:
+            overlap = max(1, window // 4) if window > 1 else 0
+        _check_overlap(overlap, window)
+        return window, window - overlap
+
     def _prompt(self, defaults: ModelDefaults) -> str:
         """Put the style in front. It replaces the model's own prompt, which names a style itself."""
         if self.style is None:
@@ -313,6 +348,17 @@ class Settings:
             hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(defaults.styles)}"
             raise SettingError(f"{defaults.name} has no style {self.style!r}: {hint}")
         return f"{self.style} style, {self.prompt}" if self.prompt else f"{self.style} style"
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise SettingError(f"mode {mode!r}: take one of {', '.join(get_args(Mode))}")
+
+
+def _check_overlap(overlap: int, window: int | None) -> None:
+    if not 0 <= overlap < (window or MAX_WINDOW):
+        limit = f"{window - 1}, less than the window's {window}" if window else MAX_WINDOW - 1
+        raise SettingError(f"overlap {overlap}: take 0 to {limit} frames; each window is to bring new ones")
 
 
 def _check_frames(deflicker_window: int | None, keyframes: int, skip: float | None) -> None:
