@@ -31,7 +31,7 @@ _USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
        toonstream serve              a page that draws you; WHIP in, WHEP out
        toonstream SRC DST [DST...]   a live stream: toonstream live --help
        toonstream demo [FOLDER]      make a short scene of its own, render it
-       toonstream compare CLIP | doctor | models | export | engines    and --help"""
+       toonstream compare CLIP | doctor | models | export | engines   and --help"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,6 +84,8 @@ def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> N
         metavar="M",
         help="of these two: flow | patchmatch (slow: for GPUs)",
     )
+    add("--remember", type=int, metavar="N", help="frames of the past that new ones attend to, to 8")
+    add("--reference", type=Path, metavar="PICTURE", help="a character or style sheet to attend to")
     add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255")
 
 
@@ -247,6 +249,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         keyframes=options.keyframes,
         skip=options.skip,
         matcher=options.matcher,
+        reference=options.reference,
+        remember=options.remember,
     )
 
 

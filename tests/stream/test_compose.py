@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toonstream.errors import OutputError
-from toonstream.stream.compose import ContactSheet, side_by_side
+from toonstream.stream.compose import ContactSheet, Grid, side_by_side
 
 
 def flat(level: int, width: int = 16, height: int = 8) -> np.ndarray:
@@ -19,6 +19,36 @@ def test_the_source_is_on_the_left() -> None:
     assert both.shape == (8, 32, 3)
     assert (both[:, :16] == 10).all()
     assert (both[:, 16:] == 200).all()
+
+
+@given(st.integers(1, 9), st.integers(8, 300), st.integers(8, 300))
+@settings(max_examples=40)
+def test_a_grid_has_a_place_for_every_picture_under_its_words(count: int, width: int, height: int) -> None:
+    width, height = 2 * width, 2 * height
+    grid = Grid(count, (width, height))
+    assert grid.size[0] % width == grid.size[0] % 2 == grid.size[1] % 2 == 0
+    cells = [(flat(100 + index, width, height), "a name", "and figures") for index in range(count)]
+    sheet = grid.draw(cells)
+    assert sheet.shape == (grid.size[1], grid.size[0], 3)
+    columns = grid.size[0] // width
+    rows = -(-count // columns)
+    step = grid.size[1] // rows
+    for index in range(count):
+        top, left = index // columns * step + step - height, index % columns * width
+        assert (sheet[top : top + height, left : left + width] == 100 + index).all()
+        assert sheet[top - step + height : top, left : left + width].max() > 50  # words
+
+
+def test_a_grid_comes_near_to_a_screen() -> None:
+    assert [Grid(count, (640, 360)).size[0] // 640 for count in (1, 2, 3, 4, 6, 9)] == [1, 2, 2, 2, 3, 3]
+    assert Grid(3, (360, 640)).size[0] == 3 * 360
+
+
+def test_words_that_are_too_long_stay_in_their_cell() -> None:
+    grid = Grid(2, (64, 256))
+    words = "wavefront+fusion=0.5+remember=2"
+    with_both = grid.draw([(flat(0, 64, 256), words, words), (flat(0, 64, 256), "", "")])
+    assert (with_both[:, 64:] <= 30).all()
 
 
 @given(st.integers(1, 200), st.integers(1, 8))

@@ -1,0 +1,124 @@
+from collections import deque
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toonstream.stream.clock import Stopwatch
+from toonstream.stream.compare import Lockstep, ModeFigures
+from toonstream.stream.conditions import Conditioned
+from toonstream.stream.frame import Frame
+from toonstream.stream.stylizer import Toon
+from toonstream.stream.temporal.measure import Figures
+
+
+class Mode:
+    """Gives toons of one level, some frames late."""
+
+    def __init__(self, level: int, lookahead: int) -> None:
+        self.level = level
+        self.lookahead = lookahead
+        self.held: deque[Frame] = deque()
+
+    def push(self, conditioned: Conditioned) -> Iterator[Toon]:
+        self.held.append(conditioned.frame)
+        while len(self.held) > self.lookahead:
+            yield self._toon()
+
+    def finish(self) -> Iterator[Toon]:
+        while self.held:
+            yield self._toon()
+
+    def _toon(self) -> Toon:
+        frame = self.held.popleft()
+        image = np.full((1, 1, 3), self.level, np.uint8)
+        return Toon(
+            source=frame, toon=Frame(index=frame.index, pts=0, time_base=Fraction(1, 24), image=image)
+        )
+
+
+def conditioned(index: int) -> Conditioned:
+    image = np.zeros((1, 1, 3), np.uint8)
+    return Conditioned(frame=Frame(index=index, pts=index, time_base=Fraction(1, 24), image=image), hints={})
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(0, 30))
+def test_toons_of_one_frame_come_together_as_soon_as_the_slowest_mode_has_drawn_it(
+    lookaheads: list[int], frames: int
+) -> None:
+    modes = {str(level): Mode(level, lookahead) for level, lookahead in enumerate(lookaheads)}
+    lockstep = Lockstep(modes, Stopwatch(iter(range(10_000)).__next__))
+    sets: list[tuple[Toon, ...]] = []
+    for index in range(frames):
+        sets += lockstep.push(conditioned(index))
+        assert len(sets) == max(0, index + 1 - max(lookaheads))
+        assert all(len(waiting) <= max(lookaheads) for waiting in lockstep._waiting.values())
+    sets += lockstep.finish()
+    assert len(sets) == frames
+    for index, toons in enumerate(sets):
+        assert [toon.source.index for toon in toons] == [index] * len(modes)
+        assert [int(toon.toon.image[0, 0, 0]) for toon in toons] == list(range(len(modes)))
+
+
+def test_each_mode_is_timed_by_itself() -> None:
+    moment = 0
+
+    def clock() -> float:
+        return moment
+
+    class Slow(Mode):
+        def push(self, conditioned: Conditioned) -> Iterator[Toon]:
+            nonlocal moment
+            moment += self.level
+            yield from super().push(conditioned)
+
+    watch = Stopwatch(clock)
+    lockstep = Lockstep({"one": Slow(1, 0), "five": Slow(5, 3)}, watch)
+    for index in range(4):
+        list(lockstep.push(conditioned(index)))
+    assert watch.seconds == {"one": 4, "five": 20}
+
+
+UNKNOWN = Figures(
+    frames=1,
+    motion=None,
+    warped=None,
+    source_warped=None,
+    flicker=None,
+    source_flicker=None,
+    sharpness=None,
+    outline=1.0,
+    colour=0.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("figures", "fps", "words"),
+    [
+        (UNKNOWN, 0.0, "..."),
+        (UNKNOWN, 12.34, "12.3 fps"),
+        (
+            Figures(
+                frames=9,
+                motion=0.01,
+                warped=30.0,
+                source_warped=20.0,
+                flicker=0.5,
+                source_flicker=0.2,
+                sharpness=0.8,
+                outline=0.9,
+                colour=4.0,
+            ),
+            7.0,
+            "warped 1.50x  flicker 0.50  7.0 fps",
+        ),
+    ],
+)
+def test_words_on_the_picture_are_what_is_known(figures: Figures, fps: float, words: str) -> None:
+    mode = ModeFigures(figures=figures, fps=fps, network_seconds=1.0)
+    assert mode.words() == words
+    assert words.isascii()
+    assert mode.facts()["ratio"] == figures.ratio
