@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
+from time import monotonic
 
 from toonstream.engines.store import cache_folder
 from toonstream.engines.tensorrt.flavour import FLAVOURS
@@ -26,8 +27,10 @@ from toonstream.export.presets import Preset, find_preset, load_presets
 from toonstream.export.write_model import INDEX, scheduler_class, write_model
 
 __all__ = [
+    "ExportProgress",
     "assemble",
     "assembled",
+    "export_for",
     "load_model",
     "model_folder",
     "models_folder",
@@ -93,24 +96,88 @@ def load_model(
         SettingError: there is no such preset.
         ModelError: the model's parts are missing, or are not what they should be.
     """
-    folder = model_folder(model, allow_pickle=allow_pickle, say=say)
+    return export_for(engine, model_folder(model, allow_pickle=allow_pickle, say=say), say=say)
+
+
+def export_for(engine: str, folder: Path, *, say: Say = lambda line: None) -> Model:
+    """Open a model folder with all that an engine wants of it; see `load_model`.
+
+    Raises:
+        ModelError: the folder is not a complete model.
+    """
     precision: Precision = "float16" if engine in FLAVOURS else "float32"
     opened = in_precision(open_model(folder), precision)
-    exported = all(path.is_file() for path in opened.onnx_files.values())
-    if exported:
+    if all(path.is_file() for path in opened.onnx_files.values()):
         return opened
     if engine == "torch" or folder.parent != models_folder():
         return open_model(folder)
+    _export_once(opened, precision, engine, say)
+    return in_precision(open_model(folder), precision)
+
+
+def _export_once(model: Model, precision: Precision, engine: str, say: Say) -> None:
+    """Export what is missing of an assembled model, and say how far that is."""
     from toonstream.export.onnx import export_model
 
-    with _locked(folder):
-        export_model(
-            folder,
-            precision=precision,
-            only_missing=True,
-            started=lambda network: say(f"{opened.defaults.name}: exporting {network}, once"),
+    with _locked(model.path):
+        left = {name: path for name, path in model.onnx_files.items() if not path.is_file()}
+        if not left:  # another process has done it meanwhile
+            return
+        say(
+            f"{model.defaults.name}: its networks are exported for {engine}, once: {len(left)} of them; "
+            f"`toonstream models get {model.defaults.name} --engine {engine}` does that ahead"
         )
-    return in_precision(open_model(folder), precision)
+        progress = ExportProgress(left, say=lambda line: say(f"{model.defaults.name}: {line}"))
+        export_model(model.path, precision=precision, only_missing=True, started=progress.started)
+        progress.done()
+
+
+class ExportProgress:
+    """Says which network is being exported, how many are left, and about how long they take.
+
+    How long follows from what those before took, by the bytes of their weights.
+
+    Args:
+        files: the ONNX file of each network that is to be exported, by the network's name.
+        say: is told, one line at a time.
+        clock: gives the time, in seconds.
+    """
+
+    def __init__(
+        self, files: Mapping[str, Path], *, say: Say, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._bytes = {
+            name: sum(weights.stat().st_size for weights in path.parent.glob("*.safetensors"))
+            for name, path in files.items()
+        }
+        self._say = say
+        self._clock = clock
+        self._running: str | None = None
+        self._began = self._first = clock()
+        self._finished: list[str] = []
+
+    def started(self, network: str) -> None:
+        """The one before is done, and this one begins."""
+        self.done()
+        self._running, self._began = network, self._clock()
+        place = f"{len(self._finished) + 1} of {len(self._bytes)}"
+        line = f"exporting {network} ({place}, {self._bytes[network] / 1e6:.0f} MB)"
+        known = sum(self._bytes[name] for name in self._finished)
+        if known:
+            rest = sum(self._bytes.values()) - known
+            line += f"; about {_duration((self._clock() - self._first) * rest / known)} left"
+        self._say(line)
+
+    def done(self) -> None:
+        """The one that was being exported is done."""
+        if self._running is not None:
+            self._say(f"{self._running} took {_duration(self._clock() - self._began)}")
+            self._finished.append(self._running)
+            self._running = None
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def models_folder() -> Path:

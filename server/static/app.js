@@ -72,7 +72,7 @@ async function authorised(action) {
 
 // ---- what can be chosen
 
-const settings = { prompt: null, style: null, steps: null, window: null, latency: null, seed: null };
+const settings = { prompt: null, style: null, steps: null, window: null, latency: null, seed: null, loras: null };
 
 async function fillCatalogue() {
   const response = await authorised(() => request("/catalogue", {
@@ -88,6 +88,8 @@ async function fillCatalogue() {
     label.append(input, Object.assign(document.createElement("span"), { textContent: text }));
     return label;
   }));
+  $("lora").replaceChildren(new Option("none", ""), ...catalogue.loras.map((name) => new Option(name, name)));
+  $("lora-choice").hidden = catalogue.loras.length === 0;
   $("steps").value = catalogue.steps;
   $("window").value = catalogue.window;
   $("latency").value = Math.round(catalogue.latency * 1000);
@@ -98,13 +100,17 @@ function showValues() {
   $("steps-value").textContent = $("steps").value;
   $("window-value").textContent = `${$("window").value} frames`;
   $("latency-value").textContent = `${$("latency").value} ms`;
+  $("weight-value").textContent = $("weight").value;
+  $("lora-strength").hidden = $("lora").value === "";
 }
 
 let settingsTimer = 0;
 function changed({ target }) {
   showValues();
-  if (!(target.name in settings)) return;
-  if (target.name === "latency") settings.latency = Number(target.value) / 1000;
+  if (["lora", "weight"].includes(target.name)) {
+    settings.loras = $("lora").value ? { [$("lora").value]: Number($("weight").value) } : {};
+  } else if (!(target.name in settings)) return;
+  else if (target.name === "latency") settings.latency = Number(target.value) / 1000;
   else if (["prompt", "style"].includes(target.name)) settings[target.name] = target.value;
   else settings[target.name] = Number(target.value);
   clearTimeout(settingsTimer);

@@ -164,7 +164,7 @@ class LiveCore(Generic[V]):
         self._track: WordTrack | None = None
         self._fade = Fade(studio.plain)
         self._drawn_with: tuple[LoraChoice, ...] = ()  # or on the way there
-        self._spoilt: tuple[LoraChoice, ...] = ()  # LoRAs asked for last that cannot be had
+        self._spoilt: tuple[LoraChoice, ...] | None = None  # asked for last, and cannot be had
         self._words: Words | None = None  # of the latest frame
         self._source: tuple[int, int] | None = None  # width, height
         self._output = (0, 0)
@@ -346,7 +346,7 @@ class LiveCore(Generic[V]):
         if variant is None:
             return
         self._fade.begin(variant, windows=self._settings.blend)
-        self._drawn_with, self._spoilt = wanted, ()
+        self._drawn_with, self._spoilt = wanted, None
         self._change_words()
         shown = ", ".join(f"{lora.file} at {lora.weight:g}" for lora in wanted) or "no LoRA"
         self.say("loras", f"goes over to {shown} within {self._settings.blend} windows")
@@ -434,6 +434,7 @@ def wished(render: RenderSettings, size: tuple[int, int]) -> Plan:
         steps=render.steps,
         window=render.window,
         stride=render.stride,
+        mode=render.mode,
         guidance=render.guidance,
     )
 
@@ -449,4 +450,4 @@ def _said(render: RenderSettings) -> tuple[str, str, int]:
 
 
 def _run(render: RenderSettings) -> tuple[object, ...]:
-    return render.steps, render.window, render.stride, render.guidance
+    return render.steps, render.window, render.stride, render.mode, render.guidance

@@ -39,7 +39,8 @@ def test_a_model_is_exported_elsewhere_and_verified(
     assert all(path.is_file() for path in model.onnx_files.values())
     assert not list(written.rglob("*.onnx"))
     for name in model.sources:
-        assert f"exporting {name}\n" in said.err
+        assert f"exporting {name} (" in said.err
+        assert f"{name} took " in said.err
         assert any(line.startswith(f"{name} ") and line.endswith(" ok") for line in said.out.splitlines())
 
     stamps = {path: path.stat().st_mtime_ns for path in model.onnx_files.values()}

@@ -4,8 +4,9 @@ Screenshots are left in `tests/artefacts` for a person to look at.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +16,7 @@ import pytest
 import pytest_asyncio
 from chrome import AZURE, BLUE, CHROMIUM, ORANGE, chromium, look, mostly, seen, write_camera
 from playwright.async_api import Browser, ConsoleMessage, Page
-from stand_in import Running, running
+from stand_in import CATALOGUE, Running, running
 
 from toonstream.config import Size
 from toonstream.export.checkpoints import open_model, shipped_model
@@ -187,6 +188,31 @@ async def test_on_a_phone_and_with_a_keyboard(browser: Browser, service: Running
         controls = "toggle sound view mirror snapshot record full prompt style steps window latency seed dice"
         assert {*controls.split(), "camera", "microphone", "link", "copy"} <= reached
         assert await page.evaluate(UNNAMED) == []
+
+
+async def test_loras_are_offered_where_there_are_any(browser: Browser, service: Running) -> None:
+    async with tab(browser, service.url) as page:
+        await page.wait_for_selector("#styles input", state="attached")
+        assert not await page.is_visible("#lora")
+    service.server.loaded(replace(CATALOGUE, loras=("soft", "thick lines")))
+    async with tab(browser, service.url) as page:
+        await start(page)
+        assert await page.get_by_label("LoRA").first.input_value() == ""
+        assert not await page.is_visible("#weight")
+        await page.get_by_label("LoRA").first.select_option("thick lines")
+        await page.get_by_label("LoRA's weight").fill("0.5")
+        assert await page.evaluate(UNNAMED) == []
+        await picture_of(page, "loras")
+        changes = service.cores[-1].changes
+        await waiting_for(lambda: changes[-1].loras == {"thick lines": 0.5})
+        await page.select_option("#lora", "")
+        await waiting_for(lambda: changes[-1].loras == {})
+
+
+async def waiting_for(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not happened():
+            await asyncio.sleep(0.05)
 
 
 async def test_what_the_page_says_when_there_is_no_room(browser: Browser) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toonstream.errors import ModelError, SettingError
-from toonstream.export.assemble import assemble, load_model, model_folder, models_folder
+from toonstream.export.assemble import ExportProgress, assemble, load_model, model_folder, models_folder
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.export.parts.part import Part
 from toonstream.export.presets import Preset
@@ -463,6 +463,34 @@ def test_an_assembled_model_is_exported_once_where_the_engine_wants_it(
     assert load_model("mine", engine="torch").sources["unet"].onnx is None
     model = load_model("mine", engine="onnxruntime", say=said.append)
     assert all(source.onnx is not None for source in model.sources.values())
-    assert [line.split()[2] for line in said] == ["text_encoder,", "vae_encoder,", "vae_decoder,", "unet,"]
+    names = ["text_encoder", "vae_encoder", "vae_decoder", "unet"]
+    assert "its networks are exported for onnxruntime, once: 4 of them" in said[0]
+    assert "`toonstream models get mine --engine onnxruntime` does that ahead" in said[0]
+    assert [line.split()[2] for line in said[1::2]] == names
+    assert [line.split()[1] for line in said[2::2]] == names
+    said.clear()
     load_model("mine", engine="onnxruntime", say=said.append)
-    assert len(said) == 4
+    assert not said
+
+
+def test_an_export_says_how_far_it_is(tmp_path: Path) -> None:
+    files = {}
+    for name, megabytes in (("small", 1), ("large", 30), ("last", 10)):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "weights.safetensors").open("wb") as file:
+            file.truncate(megabytes * 1_000_000)
+        files[name] = tmp_path / name / "model.onnx"
+    now, said = 0.0, []
+    progress = ExportProgress(files, say=said.append, clock=lambda: now)
+    for name, seconds in (("small", 10.0), ("large", 300.0), ("last", 100.0)):
+        progress.started(name)
+        now += seconds
+    progress.done()
+    assert said == [
+        "exporting small (1 of 3, 1 MB)",
+        "small took 10 s",
+        "exporting large (2 of 3, 30 MB); about 7 min left",
+        "large took 5 min",
+        "exporting last (3 of 3, 10 MB); about 100 s left",
+        "last took 100 s",
+    ]

@@ -10,6 +10,8 @@ def test_what_is_known_is_taken() -> None:
     values = {"prompt": "rain", "style": "", "steps": 2, "window": None, "latency": 1}
     assert parse_change(values) == Change(prompt="rain", style="", steps=2, latency=1)
     assert parse_change({}) == Change()
+    assert parse_change({"loras": {"ink": 1, "flat": -0.5}}).loras == {"ink": 1, "flat": -0.5}
+    assert parse_change({"loras": {}}).loras == {}
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,13 @@ def test_what_is_known_is_taken() -> None:
         {"prompt": 3},
         {"prompt": "x" * 3000},
         {"latency": "400ms"},
+        {"loras": ["ink"]},
+        {"loras": {"ink": "strong"}},
+        {"loras": {"ink": True}},
+        {"loras": {"ink": 11}},
+        {"loras": {"ink": float("nan")}},
+        {"loras": {"ink": 10**400}},
+        {"loras": {str(number): 1 for number in range(9)}},
     ],
     ids=str,
 )

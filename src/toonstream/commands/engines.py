@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, metavar="N", help="denoising steps")
     add("--window", type=int, metavar="N", help="frames denoised together")
     add("--stride", type=int, metavar="N", help="frames from window to window")
-    add("--mode", default="wavefront", choices=get_args(Mode), metavar="M", help=" | ".join(get_args(Mode)))
+    add("--mode", choices=get_args(Mode), metavar="M", help=" | ".join(get_args(Mode)))
     add("--guided", action="store_true", help="for guidance above 1, whatever the model's")
     add("--networks", metavar="A,B", help="only these, such as unet,vae_decoder")
     add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for each network (3600)")
@@ -218,7 +218,13 @@ def _envelope(model: "Model", options: argparse.Namespace) -> "Envelope":
     asked = Settings(steps=options.steps, window=options.window, stride=options.stride, mode=options.mode)
     guidance = max(_GUIDED, model.defaults.guidance) if options.guided else None
     if options.live:
-        live = LiveSettings(steps=asked.steps, window=asked.window, stride=asked.stride, guidance=guidance)
+        live = LiveSettings(
+            steps=asked.steps,
+            window=asked.window,
+            stride=asked.stride,
+            mode=asked.mode,
+            guidance=guidance,
+        )
         size = live.size if options.size is None else Size.parse(options.size)
         return live_envelope(model, replace(live, size=size))
     chosen = replace(asked, guidance=guidance).resolve(model.defaults)

@@ -88,15 +88,22 @@ def _copy(folder: Path, target: Path) -> Path:
 
 
 def _export(folder: Path, options: argparse.Namespace) -> None:
+    from toonstream.export.assemble import ExportProgress
+    from toonstream.export.checkpoints import in_precision, open_model
     from toonstream.export.onnx import export_model
 
+    files = in_precision(open_model(folder), options.precision).onnx_files
+    if options.verify:
+        files = {name: path for name, path in files.items() if not path.is_file()}
+    progress = ExportProgress(files, say=_say)
     try:
         written = export_model(
             folder,
             precision=options.precision,
             only_missing=options.verify,
-            started=lambda name: _say(f"exporting {name}"),
+            started=progress.started,
         )
+        progress.done()
     except PermissionError as error:
         raise OutputError(f"{error.filename} cannot be written; export elsewhere with -o DIR") from None
     for path in written:

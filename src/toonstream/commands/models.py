@@ -5,8 +5,9 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
+from toonstream.config import EngineName
 from toonstream.errors import SettingError
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ __all__ = ["run"]
 
 _USAGE = """toonstream models                list the models that --model knows
        toonstream models show NAME      what it is made of, and where that lies
-       toonstream models get NAME       download its parts, put them together
+       toonstream models get NAME       download its parts, put them together,
+                                        and export them for an --engine
        toonstream models prune          remove what is out of date"""
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -42,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
     add = parser.add_argument_group("options").add_argument
     add("--presets", type=Path, action="append", default=[], metavar="FILE", help="read these presets, too")
+    add(
+        "--engine",
+        choices=get_args(EngineName),
+        metavar="E",
+        help="get: export for it, too, as its first run does",
+    )
     add("--allow-pickle", action="store_true", help="trust pickled checkpoints, too")
     add("--json", action="store_true", help="JSON on standard output")
     add("-h", "--help", action="help", help="show this, and exit")
@@ -64,11 +72,19 @@ def run(words: Sequence[str]) -> int:
     preset = find_preset(options.name, presets)
     if options.action == "show":
         return _show(preset, as_json=options.json)
-    from toonstream.export.assemble import assemble
+    return _get(preset, options)
 
-    folder = assemble(
-        preset, allow_pickle=options.allow_pickle, say=lambda line: print(line, file=sys.stderr)
-    )
+
+def _get(preset: "Preset", options: argparse.Namespace) -> int:
+    from toonstream.engines.select import engine_name
+    from toonstream.export.assemble import assemble, export_for
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    folder = assemble(preset, allow_pickle=options.allow_pickle, say=say)
+    if options.engine is not None:
+        export_for(engine_name(options.engine), folder, say=say)
     print(json.dumps({"name": preset.name, "folder": str(folder)}) if options.json else folder)
     return 0
 
