@@ -137,6 +137,7 @@ class Lane(Generic[T]):
         self._key_wanted = False
         self._last_key = float("-inf")
         self._task: asyncio.Task[None] | None = None
+        self._encoder: Encoder | None = None
         self.encoded = 0
 
     def subscribe(self) -> Subscription:
@@ -189,6 +190,7 @@ class Lane(Generic[T]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        self._task = self._encoder = None  # it has threads, which should not wait for Python to tidy up
         self._close_all()
 
     async def drained(self) -> None:
@@ -202,7 +204,7 @@ class Lane(Generic[T]):
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        encoder = self._make_encoder()
+        self._encoder = self._make_encoder()
         while True:
             while not self._waiting:
                 if self._ended:
@@ -218,7 +220,7 @@ class Lane(Generic[T]):
                 self._dropped("encode", "late")
                 continue
             packets = await loop.run_in_executor(
-                self._threads, partial(encoder.encode, item, key=self._takes_key())
+                self._threads, partial(self._encoder.encode, item, key=self._takes_key())
             )
             if self._leading:  # the time spent waiting for the frames before is not this one's fault
                 self._playout.ready(self._captured_at(item), came + self._clock() - begin)

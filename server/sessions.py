@@ -261,6 +261,7 @@ class Session:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # and with them what they had open
         lanes: list[Lane[Picture] | Lane[tuple[AudioFrame, float]]] = [*self._pictures.values(), self._sound]
         if flush > 0.0 and self._live is not None:
             with suppress(TimeoutError):
