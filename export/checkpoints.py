@@ -265,8 +265,10 @@ def _defaults(path: Path) -> Defaults:
         raise ModelError(
             f"{path}: {', '.join(sorted(unknown | absent))} unknown or missing; correct the file"
         )
-    lists = {name: tuple(settings[name]) for name in ("styles", "reference_layers") if name in settings}
-    return Defaults(**settings | lists)
+    for name in ("styles", "reference_layers"):
+        if name in settings:
+            settings[name] = tuple(settings[name])
+    return Defaults(**settings)
 
 
 def _networks(

@@ -34,7 +34,7 @@ __all__ = ["export_model", "export_network"]
 
 _OPSET = 20  # later ones bring operators that TensorRT does not take
 _PREFIX = "network."  # what every wrapper puts before the names of its weights
-_TRACED_SIZES = {"batch": 2, "frames": 3, "h": 8, "w": 16, "tokens": 154}
+_TRACED_SIZES = {"batch": 2, "frames": 3, "h": 8, "w": 16, "tokens": 154, "remembered": 2}
 _TYPES = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 

@@ -41,6 +41,7 @@ class Envelope:
         steps: denoising steps; matters where `skewed`.
         skewed: whether the windows of an arrival are one batch.
         chunks: the most chunks of 77 tokens that a prompt has.
+        remembered: the most frames and pictures that frames attend to; usual, too.
         batch: the most frames that the autoencoder, hint embeddings and annotators get at once.
 
     Raises:
@@ -57,6 +58,7 @@ class Envelope:
     steps: int = 1
     skewed: bool = False
     chunks: int = 1
+    remembered: int = 1
     batch: int = 1
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class Envelope:
                 raise SettingError(
                     f"{name}s {low}, {usual}, {high}: give multiples of {_LATENT_PIXEL} pixels"
                 )
-        counts = (self.window, self.stride, self.sides, self.steps, self.chunks, self.batch)
+        counts = (self.window, self.stride, self.sides, self.steps, self.chunks, self.remembered, self.batch)
         if min(counts) < 1 or not self.stride <= self.window <= self.most_frames or self.sides > 2:
             raise SettingError(
                 "take a window, a stride up to it, 1 or 2 sides, and at least one step, chunk and frame"
@@ -105,12 +107,14 @@ class Envelope:
             # A short clip's window, and the last one, have less.
             "frames": _axis(1, self.window, self.most_frames),
             "tokens": _axis(_CHUNK, _CHUNK, _CHUNK * self.chunks),
+            # A reference picture is looked at with nothing to attend to.
+            "remembered": _axis(1, self.remembered, self.remembered),
             **sides,
         }
 
     def _batch(self, network: str) -> Triple:
         levels = self.steps if self.skewed else 1
-        if network == "unet":
+        if network in ("unet", "unet_reference"):
             return _axis(self.sides, self.sides * levels, self.sides * levels)
         if network.startswith("controlnet_"):
             # The frames that are new in a window: all of the first one's, a stride of the others'.

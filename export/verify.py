@@ -20,9 +20,9 @@ from toonstream.export.networks.base import random_inputs
 __all__ = ["SHAPES", "TOLERANCES", "Comparison", "compare", "shapes_for", "verify_model"]
 
 SHAPES = (
-    {"batch": 1, "frames": 1, "h": 8, "w": 8, "tokens": 77},
-    {"batch": 2, "frames": 3, "h": 8, "w": 16, "tokens": 154},
-    {"batch": 1, "frames": 5, "h": 20, "w": 12, "tokens": 77},
+    {"batch": 1, "frames": 1, "h": 8, "w": 8, "tokens": 77, "remembered": 1},
+    {"batch": 2, "frames": 3, "h": 8, "w": 16, "tokens": 154, "remembered": 2},
+    {"batch": 1, "frames": 5, "h": 20, "w": 12, "tokens": 77, "remembered": 4},
 )
 # Relative. Float32 in another order stays well below; float16 rounds every tensor, and noise is a hard test.
 TOLERANCES: Mapping[Precision, float] = {"float32": 1e-4, "float16": 2e-2}

@@ -11,6 +11,7 @@ from toonstream.engines.select import engine_name
 from toonstream.errors import OutputError, ToonstreamError
 from toonstream.export.assemble import load_model
 from toonstream.export.loras import with_loras
+from toonstream.export.reference import with_reference
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import ContactSheet, side_by_side
 from toonstream.stream.conditions import Conditions
@@ -123,6 +124,8 @@ def render_clip(
     model = load_model(settings.model, engine=engine_wanted, allow_pickle=settings.allow_pickle, say=say)
     model = with_loras(model, settings.loras, allow_pickle=settings.allow_pickle)
     choices = settings.resolve(model.defaults)
+    if choices.attends:
+        model = with_reference(model, engine=engine_wanted, say=say)
     stopwatch = Stopwatch()
     with FileSource(clip, start=settings.start, duration=settings.duration) as source, ExitStack() as stack:
         info = source.info
@@ -153,6 +156,7 @@ def render_clip(
                 "model": model.defaults.name,
                 "engine": engine.name,
                 **asdict(choices),
+                "reference": None if choices.reference is None else str(choices.reference),
             }
         )
 

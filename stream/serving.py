@@ -56,6 +56,7 @@ def stream_envelope(model: Model, settings: RenderSettings, *, size: tuple[int, 
         steps=settings.steps,
         skewed=settings.mode == "skewed",
         chunks=_chunks(model, settings.prompt, settings.negative_prompt),
+        remembered=max(1, settings.remember + (settings.reference is not None)),
     )
 
 
@@ -86,6 +87,7 @@ def live_envelope(model: Model, settings: LiveSettings) -> Envelope:
         widest=max(render.window, offered),
         sides=2 if render.guidance > 1.0 else 1,
         steps=render.steps,
+        skewed=render.mode == "skewed",
         chunks=_chunks(model),
     )
 
@@ -107,7 +109,7 @@ def network_names(model: Model) -> tuple[str, ...]:
     hints = model.defaults.controlnets
     return (
         "text_encoder",
-        "unet",
+        "unet_reference" if "unet_reference" in model.sources else "unet",
         "vae_decoder",
         *(f"{kind}_{hint}" for hint in hints for kind in ("hint", "controlnet")),
         *(f"annotator_{hint}" for hint in hints if hint in model.annotators),

@@ -4,11 +4,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from toonstream.config import RenderSettings
 from toonstream.engines.background import SwitchableEngine
 from toonstream.engines.engine import Engine, Network
+from toonstream.errors import ModelError
 from toonstream.export.checkpoints import Model
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
 from toonstream.stream.clock import Stopwatch, TimedNetwork
@@ -16,6 +18,7 @@ from toonstream.stream.conditions import Conditioned, as_image
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
+from toonstream.stream.temporal.attending import load_memory
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["Stylizer", "Toon", "load_stylizer"]
@@ -111,15 +114,23 @@ def load_stylizer(
         stopwatch: is told, under each network's name, how long it is busy.
 
     Raises:
-        InputError: a prompt is longer than the model takes.
+        InputError: a prompt is longer than the model takes, or the reference picture cannot be read.
         ModelError: the model has no network for something it asks for.
         EngineError: the engine refuses a network.
     """
     annotated = {name: f"annotator_{name}" for name in model.defaults.controlnets if name in model.annotators}
-    names = ["unet", "vae_decoder", *annotated.values()]
+    unet = "unet_reference" if settings.attends else "unet"
+    names = [unet, "vae_decoder", *annotated.values()]
+    if settings.reference is not None:
+        names.append("vae_encoder")
     for controlnet in model.defaults.controlnets:
         names += [f"hint_{controlnet}", f"controlnet_{controlnet}"]
+    if unet not in model.sources:
+        raise ModelError(
+            f"{model.defaults.name} has no {unet}: add it with `export.reference.with_reference`"
+        )
     networks = {name: TimedNetwork(engine.load(model.sources[name]), name, stopwatch) for name in names}
+    networks["unet"] = networks[unet]
     encode = PromptEncoder(
         engine.load(model.sources["text_encoder"]),
         PromptTokenizer(model.tokenizer_path, model.embeddings),
@@ -132,9 +143,14 @@ def load_stylizer(
         cost=Cost.of(model.vae_config, itemsize=2 if text.is_cuda else 4),
         memory=available_memory(text.device),
     )
+    scheduler = make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=settings.steps)
+    memory = None
+    if settings.attends:
+        sides = torch.cat([*negative, text])
+        memory = load_memory(model, settings, networks=networks, scheduler=scheduler, text=sides)
     denoiser = Denoiser(
         networks,
-        scheduler=make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=settings.steps),
+        scheduler=scheduler,
         text=text,
         negative_text=negative[0] if negative else None,
         settings=DenoiseSettings(
@@ -148,6 +164,7 @@ def load_stylizer(
         ),
         latent_channels=model.latent_channels,
         at_boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
+        reference=memory,
     )
     return Stylizer(
         denoiser,

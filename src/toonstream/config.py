@@ -35,6 +35,7 @@ MAX_LORA_WEIGHT = 10.0
 MAX_SEED = 2**63 - 1
 MAX_DEFLICKER_WINDOW = 30  # frames on each side
 MAX_KEYFRAMES = 30  # frames from one to the next
+MAX_REMEMBERED = 8  # frames of the past
 MIN_SIDE = 16  # pixels
 MAX_SIDE = 4096  # pixels
 DEFAULT_SHORT_SIDE = 512  # pixels; a larger clip is rendered at this
@@ -164,6 +165,8 @@ class ModelDefaults(Protocol):
     def deflicker(self) -> Deflickering: ...
     @property
     def deflicker_window(self) -> int: ...
+    @property
+    def remember(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +191,17 @@ class RenderSettings:
     keyframes: int = 1
     skip: float | None = None
     matcher: Matching = "flow"
+    reference: Path | None = None
+    remember: int = 0
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
         _check_mode(self.mode)
+
+    @property
+    def attends(self) -> bool:
+        """Whether frames attend to more than their window: the UNet is another one then."""
+        return self.remember > 0 or self.reference is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +237,8 @@ class Settings:
             that one, see `stream.temporal.skipping`; 0 skips exact repetitions; None skips none.
         matcher: what deflickering and keyframes bring toons to other frames by: optical flow, or PatchMatch
             (as FastBlend; for GPUs).
+        reference: a picture that frames attend to, such as a character or style sheet, or None.
+        remember: how many frames of the past they attend to, 0 to 8.
     """
 
     prompt: str | None = None
@@ -253,6 +265,8 @@ class Settings:
     keyframes: int = 1
     skip: float | None = None
     matcher: Matching = "flow"
+    reference: Path | None = None
+    remember: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -271,6 +285,8 @@ class Settings:
             if self.stride is not None:
                 raise SettingError("stride and overlap: give one of them; the other follows from the window")
         _check_frames(self.deflicker_window, self.keyframes, self.skip)
+        if self.remember is not None and not 0 <= self.remember <= MAX_REMEMBERED:
+            raise SettingError(f"remember {self.remember}: take 0 (off) to {MAX_REMEMBERED} frames")
         if self.deflicker is not None and self.deflicker not in get_args(Deflickering):
             raise SettingError(
                 f"deflicker {self.deflicker!r}: take one of {', '.join(get_args(Deflickering))}"
@@ -310,6 +326,8 @@ class Settings:
             keyframes=self.keyframes,
             skip=self.skip,
             matcher=self.matcher,
+            reference=self.reference,
+            remember=defaults.remember if self.remember is None else self.remember,
         )
 
     def _windows(self, defaults: ModelDefaults) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from toonstream.stream.temporal.reference import empty_inputs, feature_channels
 __all__ = ["ReferencePicture", "read_picture"]
 
 _LATENT_PIXEL = 8  # pixels, along each axis
-_KEY = 2**64 - 1  # of the picture's noise: no frame's
+_KEY = 2**63 - 1  # of the picture's noise: no frame's
 _WHITE = 255
 _MOST = {"uint8": 255, "uint16": 65535}
 _OPAQUE = 4  # channels of a picture that says how opaque it is
