@@ -19,6 +19,7 @@ from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.export.assemble import load_model
 from toonstream.export.checkpoints import Model
+from toonstream.export.reference import with_reference
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import Grid
 from toonstream.stream.conditions import Conditioned, Conditions
@@ -31,6 +32,7 @@ from toonstream.stream.sources.file import FileSource
 from toonstream.stream.stylizer import Toon, load_stylizer
 from toonstream.stream.temporal.cuts import Scenes
 from toonstream.stream.temporal.measure import Figures, Meter, Survey
+from toonstream.stream.temporal.stages import in_stages
 
 __all__ = ["Compared", "Lockstep", "ModeFigures", "compare_clip"]
 
@@ -177,6 +179,8 @@ def compare_clip(
     engine_wanted = engine_name(common.engine)
     model = load_model(common.model, engine=engine_wanted, allow_pickle=common.allow_pickle, say=say)
     choices = {name: settings.resolve(model.defaults) for name, settings in modes.items()}
+    if any(chosen.attends for chosen in choices.values()):
+        model = with_reference(model, engine=engine_wanted, say=say)
     with FileSource(clip, start=common.start, duration=common.duration) as source:
         info = source.info
         size = (common.size or Size(short=model.defaults.size, cap=True)).of(info.width, info.height)
@@ -190,8 +194,10 @@ def compare_clip(
             sample_aspect_ratio=pixel_aspect(info, size),
         ) as sink:
             engines = _engines(engine_wanted, model, list(choices.values()), size=size, say=say)
-            stylizers: dict[str, Stylizing] = {
-                name: load_stylizer(model, chosen, engine=engine, stopwatch=board.inside[name])
+            stylizers = {
+                name: in_stages(
+                    load_stylizer(model, chosen, engine=engine, stopwatch=board.inside[name]), chosen
+                )
                 for (name, chosen), engine in zip(choices.items(), engines, strict=True)
             }
             started(
@@ -204,7 +210,7 @@ def compare_clip(
                     "rate": round(float(info.average_rate), 3),
                     "model": model.defaults.name,
                     "engine": engines[0].name,
-                    "modes": {name: asdict(chosen) for name, chosen in choices.items()},
+                    "modes": {name: _facts(chosen) for name, chosen in choices.items()},
                 }
             )
             end = 0.0
@@ -345,6 +351,13 @@ def _engines(
         others = [open_stream_engine(name, model, chosen, size=size, say=say) for chosen in choices[1:]]
         return [engine, *others]
     return [_LoadedOnce(engine)] * len(choices)
+
+
+def _facts(settings: RenderSettings) -> dict[str, object]:
+    """The settings, ready for JSON."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
+    }
 
 
 def _shown(form: str, value: float | None) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from toonstream.config import Mode, Settings, Size
 from toonstream.errors import SettingError
+from toonstream.export.checkpoints import Defaults
 from toonstream.modes import FRAME, mode_names, mode_options, parse_mode, parse_modes
 
 BASE = Settings(size=Size(short=64), seed=3, start=0.5)
@@ -18,9 +19,12 @@ def test_a_name_is_what_the_option_takes(name: Mode) -> None:
     assert parse_mode(name, BASE) == Settings(size=Size(short=64), seed=3, start=0.5, mode=name)
 
 
-def test_frame_by_frame_is_a_window_of_one() -> None:
-    settings = parse_mode(FRAME, BASE)
+def test_frame_by_frame_is_a_window_of_one_whatever_the_model_likes() -> None:
+    likes = Defaults(name="m", prompt="p", window=8, mode="anchored", deflicker="balanced", remember=2)
+    settings = parse_mode(FRAME, BASE).resolve(likes)
     assert (settings.window, settings.stride, settings.mode) == (1, 1, "wavefront")
+    assert (settings.deflicker, settings.remember, settings.keyframes, settings.skip) == ("off", 0, 1, None)
+    assert parse_mode("frame+deflicker=accurate", BASE).resolve(likes).deflicker == "accurate"
 
 
 def test_options_are_settings() -> None:

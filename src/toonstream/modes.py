@@ -35,6 +35,7 @@ _COMMON = {
     "size",
     "start",
 }  # of `Settings`: the same for all modes, or no words
+_ALONE = {"mode": "wavefront", "window": 1, "stride": 1, "deflicker": "off", "remember": 0}
 _SWITCH = {"on": True, "off": False}
 
 
@@ -63,9 +64,7 @@ def parse_mode(text: str, base: Settings) -> Settings:
     name, *options = text.strip().split("+")
     if name not in mode_names():
         raise SettingError(f"mode {name!r}: {_hint(name, mode_names())}")
-    chosen: dict[str, object] = (
-        {"mode": "wavefront", "window": 1, "stride": 1} if name == FRAME else {"mode": name}
-    )
+    chosen: dict[str, object] = dict(_ALONE) if name == FRAME else {"mode": name}
     for option in options:
         key, _, value = option.partition("=")
         key = key.replace("-", "_")
