@@ -135,5 +135,5 @@ def _changed(settings: LiveSettings, change: Change) -> LiveSettings:
     if "style" in asked:
         asked["style"] = asked["style"] or None
     if "window" in asked:
-        asked["stride"] = None
+        asked |= {"stride": None, "overlap": None}
     return replace(settings, **asked)

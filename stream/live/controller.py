@@ -10,6 +10,7 @@ what to run.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from toonstream.config import Mode
 from toonstream.stream.live.costs import Costs, Shape
 from toonstream.stream.live.settings import Plan
 from toonstream.stream.window import Windows
@@ -72,15 +73,17 @@ class Forecaster:
     def __init__(self, costs: Costs, *, fps: float) -> None:
         self._costs = costs
         self._fps = fps
-        self._lookaheads: dict[tuple[int, int, int], int] = {}
+        self._lookaheads: dict[tuple[int, int, int, Mode], int] = {}
         self._parts: dict[tuple[object, ...], tuple[float, float, float]] = {}
 
     def lookahead(self, plan: Plan) -> float:
         """Seconds of it: the least that a frame can wait."""
-        key = plan.window, plan.stride, plan.steps
+        key = plan.window, plan.stride, plan.steps, plan.mode
         if key not in self._lookaheads:
             windows = Windows(length=plan.window, stride=plan.stride)
-            self._lookaheads[key] = windows.lookahead(steps=plan.steps)
+            # An anchored window has all its steps as soon as its new frames are there.
+            anchored = plan.mode == "anchored"
+            self._lookaheads[key] = plan.stride - 1 if anchored else windows.lookahead(steps=plan.steps)
         return self._lookaheads[key] * plan.every / self._fps
 
     def __call__(self, plan: Plan) -> Forecast:

@@ -70,6 +70,7 @@ class StylizerSegment:
             settings=DenoiseSettings(
                 window=plan.window,
                 stride=plan.stride,
+                mode=plan.mode,
                 steps=plan.steps,
                 guidance=plan.guidance,
                 controlnet_scales=scales,

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
-from toonstream.config import MAX_SEED, LoraChoice, ModelDefaults, RenderSettings, Settings, Size
+from toonstream.config import MAX_SEED, LoraChoice, Mode, ModelDefaults, RenderSettings, Settings, Size
 from toonstream.errors import SettingError
 
 __all__ = ["MAX_LATENCY", "MIN_LATENCY", "LiveSettings", "Plan", "parse_latency"]
@@ -27,6 +27,8 @@ class LiveSettings:
         steps: denoising steps; with a promise the most of them.
         window: frames denoised together (d). stride: frames from one window to the next (s). With a promise
             these are what is best, and others may be run.
+        mode: wavefront or anchored; skewed counts as wavefront, which is the same result sooner.
+        overlap: frames that anchored windows begin with and that are final; in place of `stride`.
         guidance: how strongly the prompt is followed (g); 1 means no guidance.
         latency: seconds promised from capture to commit; None promises nothing and runs what is asked for.
         loras: by name, of those that the server offers, and how strongly each counts.
@@ -44,6 +46,8 @@ class LiveSettings:
     steps: int | None = None
     window: int | None = None
     stride: int | None = None
+    mode: Mode | None = None
+    overlap: int | None = None
     guidance: float | None = None
     latency: float | None = None
     loras: tuple[LoraChoice, ...] = ()
@@ -66,7 +70,8 @@ class LiveSettings:
         Raises:
             SettingError: the style is not one of the model's, or the numbers do not fit together.
         """
-        return self._asked().resolve(defaults)
+        render = self._asked().resolve(defaults)
+        return replace(render, mode="wavefront") if render.mode == "skewed" else render
 
     def _asked(self) -> Settings:
         if not 0 <= self.seed <= MAX_SEED:
@@ -78,6 +83,8 @@ class LiveSettings:
             steps=self.steps,
             window=self.window,
             stride=self.stride,
+            mode=self.mode,
+            overlap=self.overlap,
             guidance=self.guidance,
             seed=self.seed,
             loras=tuple(sorted(lora for lora in self.loras if lora.weight)),
@@ -93,6 +100,7 @@ class Plan:
         steps: denoising steps (T).
         window: frames denoised together (d).
         stride: frames from one window to the next (s).
+        mode: wavefront; or anchored, whose windows begin with `window - stride` frames that are final.
         guidance: 1 means that the prompt's side alone is run.
         every: of the captured frames every so-manieth is kept, 1 or more.
     """
@@ -101,6 +109,7 @@ class Plan:
     steps: int
     window: int
     stride: int
+    mode: Mode = "wavefront"
     guidance: float = 1.0
     every: int = 1
 
@@ -111,7 +120,10 @@ class Plan:
     def __str__(self) -> str:
         kept = "" if self.every == 1 else f", one frame in {self.every}"
         width, height = self.size
-        return f"{width}x{height}, {self.steps} steps, window {self.window}, stride {self.stride}{kept}"
+        windows = f"window {self.window}, stride {self.stride}"
+        if self.mode == "anchored":
+            windows = f"window {self.window}, {self.window - self.stride} of it anchored"
+        return f"{width}x{height}, {self.steps} steps, {windows}{kept}"
 
 
 def parse_latency(text: str) -> float:

@@ -28,6 +28,7 @@ __all__ = ["run"]
 EXIT_ERROR = 2
 _LINE_SECONDS = 5.0  # between two lines where nobody watches a terminal
 _BIT_RATES = (50_000, 100_000_000)  # bits a second
+_MODES = ("wavefront", "anchored")  # skewed waits longer for the same result
 _MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000}
 
 _USAGE = """toonstream SRC DST [DST...] [options]
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, metavar="N", help="denoising steps, 1 to 50")
     add("--window", type=int, metavar="N", help="frames denoised together, 1 to 32")
     add("--stride", type=int, metavar="N", help="frames from window to window, 1 to window")
+    add("--mode", choices=_MODES, metavar="M", help="wavefront | anchored (to what is final)")
+    add("--overlap", type=int, metavar="N", help="anchored: final frames in a window (a quarter)")
     add("--guidance", type=float, metavar="G", help="how strictly to follow the prompt; 1 is off")
     add("--seed", type=int, default=0, metavar="N", help="another seed, other details (0)")
     add("--size", metavar="SIZE", help="640x360, or the short side; else at most 384")
@@ -211,6 +214,8 @@ def _settings(options: argparse.Namespace) -> "LiveSettings":
         steps=options.steps,
         window=options.window,
         stride=options.stride,
+        mode=options.mode,
+        overlap=options.overlap,
         guidance=options.guidance,
         latency=None if options.latency is None else parse_latency(options.latency),
     )

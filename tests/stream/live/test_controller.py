@@ -41,6 +41,10 @@ def test_a_forecast_counts_the_look_ahead_at_the_rate_that_is_kept():
     assert halved.latency == pytest.approx(3 / 15 + 0.003 + burst + 0.005)
     guided = forecast(replace(plan, steps=3, guidance=2.0))
     assert guided.latency == pytest.approx(7 / 30 + 0.003 + 3 * 2 * burst + 0.005)
+    # Anchored, the number of steps adds work and no look-ahead.
+    anchored = forecast(replace(plan, steps=3, guidance=2.0, mode="anchored"))
+    assert anchored.latency == pytest.approx(1 / 30 + 0.003 + 3 * 2 * burst + 0.005)
+    assert anchored.load == guided.load
 
 
 def test_what_is_asked_for_gives_way_in_the_stated_order():

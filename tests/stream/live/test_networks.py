@@ -180,12 +180,12 @@ def test_sessions_at_the_same_time_give_what_each_gives_alone(tokenizer, lengths
             assert np.array_equal(mine.toon.image, theirs.toon.image)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_segment_is_the_stylizer_and_ends_in_whole_windows(tokenizer, guidance):
+@pytest.mark.parametrize(("guidance", "mode"), [(1.0, "wavefront"), (2.0, "wavefront"), (2.0, "anchored")])
+def test_a_segment_is_the_stylizer_and_ends_in_whole_windows(tokenizer, guidance, mode):
     shared = share(tokenizer)
     render = shared.check(LiveSettings(size=SETTINGS.size, guidance=guidance))
     words, model, networks = shared.words(render), shared.model, stand_ins()
-    plan = Plan(size=SIZE, window=4, stride=2, steps=2, guidance=guidance)
+    plan = Plan(size=SIZE, window=4, stride=2, steps=2, guidance=guidance, mode=mode)
     denoiser = Denoiser(
         networks,
         scheduler=make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=2),
@@ -196,6 +196,7 @@ def test_a_segment_is_the_stylizer_and_ends_in_whole_windows(tokenizer, guidance
             stride=2,
             steps=2,
             guidance=guidance,
+            mode=mode,
             controlnet_scales=model.defaults.controlnets,
         ),
         latent_channels=model.latent_channels,
@@ -214,7 +215,8 @@ def test_a_segment_is_the_stylizer_and_ends_in_whole_windows(tokenizer, guidance
         assert np.array_equal(mine.toon.image, theirs.toon.image)
 
 
-def test_a_stream_of_any_length_calls_networks_with_a_few_shapes_only(tokenizer):
+@pytest.mark.parametrize("mode", ["wavefront", "anchored"])
+def test_a_stream_of_any_length_calls_networks_with_a_few_shapes_only(tokenizer, mode):
     seen = set()
 
     def run(network, tensors):
@@ -223,10 +225,11 @@ def test_a_stream_of_any_length_calls_networks_with_a_few_shapes_only(tokenizer)
 
     shared = share(tokenizer, {name: Watched(network, run) for name, network in stand_ins().items()})
     words = shared.words(shared.check(SETTINGS))
-    shared.prepare(PLAN)
+    plan = replace(PLAN, mode=mode)
+    shared.prepare(plan)
     known = set(seen)
     for length in range(1, 14):
-        assert len(drawn(shared, PLAN, words, frames(length, seed=length))) == length
+        assert len(drawn(shared, plan, words, frames(length, seed=length))) == length
     assert seen == known
 
 

@@ -48,3 +48,14 @@ def test_a_plan_reads_well():
     plan = Plan(size=(512, 384), steps=2, window=4, stride=3, every=2)
     assert str(plan) == "512x384, 2 steps, window 4, stride 3, one frame in 2"
     assert plan.facts()["every"] == 2
+    plan = Plan(size=(512, 384), steps=2, window=16, stride=12, mode="anchored")
+    assert str(plan) == "512x384, 2 steps, window 16, 4 of it anchored"
+
+
+def test_a_live_stream_is_anchored_or_a_wavefront(live):
+    assert LiveSettings().resolve(live.defaults).mode == "wavefront"
+    assert LiveSettings(mode="skewed").resolve(live.defaults).mode == "wavefront"
+    anchored = LiveSettings(mode="anchored", window=8, overlap=3).resolve(live.defaults)
+    assert (anchored.mode, anchored.window, anchored.stride) == ("anchored", 8, 5)
+    with pytest.raises(SettingError, match="overlap 8"):
+        LiveSettings(mode="anchored", window=8, overlap=8)
