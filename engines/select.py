@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from toonstream.engines.engine import Engine
+from toonstream.engines.memory import gpu_too_old
 from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import EngineError
@@ -59,7 +60,7 @@ def engine_name(name: str) -> str:
     """Give the name of the engine that a name means.
 
     Args:
-        name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU, else the first one installed.
+        name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU for it, else the first one installed.
 
     Raises:
         EngineError: the name is unknown.
@@ -111,7 +112,7 @@ def open_engine(
 def _preferred() -> str:
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and gpu_too_old() is None:
         return "torch"
     installed = (name for name in _ANYWHERE if _report(name).version is not None)
     return next(installed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from toonstream.engines.engine import NetworkSource
-from toonstream.engines.memory import out_of_memory
+from toonstream.engines.memory import gpu_too_old, out_of_memory
 from toonstream.engines.replay import Buffered, Step, record_graph
 from toonstream.errors import EngineError
 
@@ -30,6 +30,9 @@ class TorchEngine:
         dtype: what to compute in; None is float16 on a GPU and float32 on the CPU. Tensors in and out stay as
             declared.
         graphs: record CUDA graphs; None is yes on a GPU.
+
+    Raises:
+        EngineError: the GPU is too old.
     """
 
     name = "torch"
@@ -43,6 +46,8 @@ class TorchEngine:
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
+        if on_gpu and (reason := gpu_too_old()):
+            raise EngineError(reason)
         self.dtype = dtype or (torch.float16 if on_gpu else torch.float32)
         self.graphs = on_gpu if graphs is None else graphs
 

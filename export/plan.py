@@ -50,15 +50,16 @@ def make_plan(preset: Preset, locator: Locator, *, say: Say = lambda line: None)
         ModelError: files are missing (all of them are named), or pickled and not allowed.
     """
     files: dict[str, Located] = {}
-    gone = set()
+    gone = []
     for what, part in preset.parts().items():
         found = _find(what, part, preset, locator)
         files |= found
         if part.optional and not found:
-            gone.add(what)
-            say(f"{preset.name} goes without {what}: it is not here, or is pickled and not allowed")
+            gone.append(what)
     if locator.missing:
         raise ModelError(_missing(preset, locator))
+    for what in gone:
+        say(f"{preset.name} goes without {what}: it is not here, or is pickled and wants --allow-pickle")
     for file in files.values():
         if file.path.suffix in PICKLED and not file.allow_pickle:
             raise ModelError(

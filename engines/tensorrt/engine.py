@@ -194,7 +194,7 @@ def deserialise(runtime: Any, flavour: Flavour, stored: StoredEngine) -> Any:
     loader = runtime.Runtime(runtime.Logger(runtime.Logger.INTERNAL_ERROR))
     if hasattr(loader, "get_engine_validity"):
         _, reasons = loader.get_engine_validity(content)
-        reason = _first_reason(runtime, int(reasons))
+        reason = _first_reason(runtime, int(reasons), stored)
         if reason:
             raise EngineError(f"{stored.label}: {reason}")
     engine = loader.deserialize_cuda_engine(content)
@@ -202,23 +202,22 @@ def deserialise(runtime: Any, flavour: Flavour, stored: StoredEngine) -> Any:
         made = f"{stored.key['flavour']} {stored.key['version']} and {stored.key['compute_capability']}"
         raise EngineError(
             f"{stored.label}: {flavour.title} does not load the engine at {stored.path}, built for {made}: "
-            "it is of another machine, or memory is short; remove it with `toonstream engines prune --all`, "
-            f"or {LOWER}"
+            f"it is of another machine, or memory is short; remove {stored.path.parent}, or {LOWER}"
         )
     return engine
 
 
-def _first_reason(runtime: Any, reasons: int) -> str:
+def _first_reason(runtime: Any, reasons: int, stored: StoredEngine) -> str:
     """Say what TensorRT-RTX has against an engine; empty for nothing that stops it."""
     kinds = runtime.EngineInvalidityDiagnostics
-    again = "remove it with `toonstream engines prune --all`; it is built again"
+    again = f"remove {stored.path.parent}, and it is built again for this one"
     texts = {
         kinds.INSUFFICIENT_GPU_MEMORY: f"not enough GPU memory for the engine; {LOWER}",
         kinds.OLD_CUDA_DRIVER: "the GPU's driver is too old for this engine; update the driver",
         kinds.OLD_CUDA_RUNTIME: "the CUDA runtime is too old for this engine; update torch",
         kinds.UNSUPPORTED_CC: f"the engine was built on another machine, for another GPU; {again}",
         kinds.VERSION_MISMATCH: f"the engine was built on another machine, by another version; {again}",
-        kinds.MALFORMED_ENGINE: f"the engine is damaged; {again}",
+        kinds.MALFORMED_ENGINE: f"the engine is damaged; remove {stored.path.parent}, and it is built again",
     }
     return next((text for kind, text in texts.items() if reasons & int(kind)), "")
 

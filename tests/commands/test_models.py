@@ -78,7 +78,7 @@ def test_a_preset_is_shown_part_by_part(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["models", "show", "diffutoon"]) == 0
     text = capsys.readouterr().out
     assert "not here: toonstream models get diffutoon" in text
-    assert "controlnet outline: lllyasviel/control_v11p_sd15_lineart\n    723 MB; licence CreativeML" in text
+    assert "controlnet outline: lllyasviel/control_v11p_sd15_lineart\n    723 MB; licence OpenRAIL" in text
     assert "guidance = 7.0" in text
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from toonstream.engines.engine import NetworkSource
-from toonstream.engines.memory import out_of_memory
+from toonstream.engines.memory import gpu_too_old, out_of_memory
 from toonstream.engines.replay import Buffered, Step
+from toonstream.engines.select import engine_name
 from toonstream.engines.torch import TorchEngine, use_memory_efficient_attention
 from toonstream.errors import EngineError
 
@@ -82,3 +83,19 @@ def test_memory_that_runs_out_says_what_to_lower() -> None:
         out_of_memory("unet"),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has less")
+
+
+def test_a_gpu_that_is_too_old_is_said_and_auto_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_too_old() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90", "sm_75", "sm_100a", "compute_120"])
+    with pytest.raises(
+        EngineError, match=r"too old: it has compute capability 6\.1.* from 7\.5 on; use --eng"
+    ):
+        TorchEngine()
+    assert engine_name("auto") != "torch"
+    assert TorchEngine(device=torch.device("cpu")).device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert gpu_too_old() is None
+    assert engine_name("auto") == "torch"

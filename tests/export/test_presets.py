@@ -53,6 +53,13 @@ def test_diffutoon_has_the_settings_of_its_paper() -> None:
     assert preset.scheduler_config["beta_schedule"] == "linear"
 
 
+def test_nothing_that_those_that_ship_need_is_pickled_alone() -> None:
+    for name in ("diffutoon", "diffutoon-fast", "live"):
+        for part in load_presets()[name].parts().values():
+            assert part.optional or not part.file.endswith((".pt", ".pth", ".bin", ".ckpt"))
+            assert not part.source.endswith("/control_v11f1e_sd15_tile")  # has pickled weights alone
+
+
 @pytest.mark.parametrize("name", ["diffutoon", "diffutoon-fast", "live"])
 def test_the_schedulers_of_those_that_ship_can_be_made(name: str) -> None:
     from toonstream.export.parts.networks import scheduler_config
