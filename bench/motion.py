@@ -71,7 +71,7 @@ def _warp(image: NDArray[np.float32], flow: NDArray[np.float32]) -> NDArray[np.f
     return np.asarray(moved, dtype=np.float32)
 
 
-class _Ablated:
+class Ablated:
     """The torch engine, which leaves the motion modules out of a UNet."""
 
     name = "torch"
@@ -80,6 +80,7 @@ class _Ablated:
         self._engine = engine
 
     def load(self, source: NetworkSource) -> Network:
+        """Load, without them."""
         return self._engine.load(replace(source, build=lambda: _without_motion(source.build())))
 
 
@@ -94,7 +95,7 @@ def _without_motion(network: nn.Module) -> nn.Module:
 def draw(model: Model, frames: Sequence[Frame], settings: Settings, *, motion: bool) -> list[Image]:
     """Draw frames with the torch engine, with or without the motion modules."""
     torch_engine = TorchEngine(device=torch.device("cpu"))
-    engine: Engine = torch_engine if motion else _Ablated(torch_engine)
+    engine: Engine = torch_engine if motion else Ablated(torch_engine)
     stylizer = load_stylizer(model, settings.resolve(model.defaults), engine=engine, stopwatch=Stopwatch())
     height, width = frames[0].image.shape[:2]
     prepare = Scenes(

@@ -1,0 +1,618 @@
+"""What each way of keeping frames alike gives and costs: `python bench/consistency.py CLIP… -o FOLDER`.
+
+Every row of the table is a mode (see `toonstream.modes`) with everything else off, drawn over the middle
+squares of the same frames of every clip. Figures are those of `toonstream.stream.temporal.measure`; what they
+cost is counted in frames that the UNet and the ControlNets run on, per frame of the clip, and in seconds.
+Drift is that of one clip played to and fro for minutes: the last round against the first one, in the same
+frames. An error along the flow is also small where there is nothing left to see: look at the sharpness, too.
+
+Figures are kept in FOLDER/figures.json as soon as they are known, by clip, row and settings. A run that was
+stopped goes on where it was; --fresh forgets them. In the end FOLDER has consistency.md and the plots.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any, get_args
+
+import cv2
+import numpy as np
+import torch
+from motion import Ablated, read
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toonstream.config import EngineName, RenderSettings, Settings
+from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
+from toonstream.engines.select import engine_name, open_engine
+from toonstream.errors import ToonstreamError
+from toonstream.export.assemble import load_model
+from toonstream.export.checkpoints import Model
+from toonstream.export.reference import with_reference
+from toonstream.modes import parse_mode
+from toonstream.stream.clock import Stopwatch
+from toonstream.stream.conditions import Conditions
+from toonstream.stream.frame import Frame
+from toonstream.stream.stylizer import Toon, load_stylizer
+from toonstream.stream.temporal.cuts import Scenes
+from toonstream.stream.temporal.measure import Look, Meter, Survey, drift
+from toonstream.stream.temporal.stages import in_stages
+
+Image = NDArray[np.uint8]
+Cell = dict[str, Any]  # figures of one row on one clip, as JSON has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: what it is called.
+        mode: as `toonstream compare` takes it.
+        motion: whether the UNet has its motion modules; without them torch runs it.
+    """
+
+    name: str
+    mode: str
+    motion: bool = True
+
+
+ROWS = (
+    Row(name="frame by frame", mode="frame"),
+    Row(name="windows without motion modules", mode="wavefront", motion=False),
+    Row(name="windows", mode="wavefront"),
+    Row(name="skewed", mode="skewed"),
+    Row(name="anchored", mode="anchored"),
+    Row(name="windows, remember 2", mode="wavefront+remember=2"),
+    Row(name="anchored, remember 2", mode="anchored+remember=2"),
+    Row(name="windows, deflicker balanced", mode="wavefront+deflicker=balanced"),
+    Row(name="windows, deflicker accurate", mode="wavefront+deflicker=accurate"),
+    Row(name="windows, keyframes 2", mode="wavefront+keyframes=2"),
+    Row(name="windows, keyframes 4", mode="wavefront+keyframes=4"),
+    Row(name="windows, skip 2", mode="wavefront+skip=2"),
+    Row(name="anchored, deflicker balanced", mode="anchored+deflicker=balanced"),
+    Row(name="anchored, remember 2, deflicker", mode="anchored+remember=2+deflicker=balanced"),
+)
+
+ALONE = ROWS[0]  # what the others are to be better than
+FAST = 0.01  # of the short side: a clip whose flow is longer, per frame, is a fast one
+GOALS = {"slow": 1.05, "fast": 1.25}  # × the source's own warped error
+RATE = 24  # frames a second of a clip that is played to and fro
+SCORED = 4  # every so-manieth frame is shown to CLIP
+
+
+# ---- Running a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A network whose frames are counted."""
+
+    network: Network
+    name: str
+    counts: Counter[str]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network."""
+        return self.network.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network."""
+        return self.network.outputs
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run, and count: (batch, frames, C, h, w) or (batch, C, h, w)."""
+        if "sample" in tensors:
+            self.counts[self.name.split("_")[0]] += int(np.prod(tensors["sample"].shape[:-3]))
+        return self.network(tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingEngine:
+    """An engine whose networks count their frames, by the first word of their names."""
+
+    engine: Engine
+    counts: Counter[str]
+
+    @property
+    def name(self) -> str:
+        """As the engine is called."""
+        return self.engine.name
+
+    def load(self, source: NetworkSource) -> Network:
+        """Load, and count."""
+        return Counted(network=self.engine.load(source), name=source.name, counts=self.counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all rows have in common.
+
+    Attributes:
+        model: whose networks are run.
+        engine: its name.
+        base: settings that rows start from.
+        size: side of the frames in pixels.
+        frames: of each clip.
+        minutes: that a clip is played to and fro for.
+    """
+
+    model: Model
+    engine: str
+    base: Settings
+    size: int
+    frames: int
+    minutes: float
+
+    def choices(self, row: Row) -> RenderSettings:
+        """The row's settings, with nothing left open."""
+        return parse_mode(row.mode, self.base).resolve(self.model.defaults)
+
+    def draw(self, row: Row, frames: Iterable[Frame], costs: Cell) -> Iterator[Toon]:
+        """Draw frames; tells `costs` in the end."""
+        choices, stopwatch, counts = self.choices(row), Stopwatch(), Counter[str]()
+        model = with_reference(self.model, engine=self.engine) if choices.attends else self.model
+        engine = open_engine(engine_name(self.engine)) if row.motion else Ablated(open_engine("torch"))
+        stylizer = in_stages(
+            load_stylizer(
+                model, choices, engine=CountingEngine(engine=engine, counts=counts), stopwatch=stopwatch
+            ),
+            choices,
+        )
+        side = (self.size, self.size)
+        prepare = Scenes(
+            Conditions(
+                model.defaults.controlnets,
+                size=side,
+                multiple=model.size_multiple,
+                annotated=model.annotators,
+            )
+        )
+        count, busy = 0, 0.0
+
+        def timed(toons: Callable[[], Iterable[Toon]]) -> list[Toon]:
+            nonlocal busy
+            begin = time.process_time()
+            drawn = list(toons())
+            busy += time.process_time() - begin
+            return drawn
+
+        for frame in frames:
+            conditioned = prepare(frame)
+            count += 1
+            yield from timed(lambda conditioned=conditioned: stylizer.push(conditioned))
+        yield from timed(stylizer.finish)
+        inside = sum(stopwatch.seconds.get(name, 0.0) for name in model.sources)
+        costs |= {
+            "unet": counts["unet"] / count,
+            "controlnet": counts["controlnet"] / count,
+            "network_seconds": inside / count,
+            "cpu_seconds": busy / count,
+        }
+
+    def key(self, row: Row, clip: Path, what: str) -> str:
+        """What a figure depends on; another version of the code is not noticed."""
+        weights = sorted(path for path in self.model.path.rglob("*.safetensors"))
+        stamp = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in weights]
+        facts = {
+            "what": what,
+            "clip": [clip.name, clip.stat().st_size],
+            "motion": row.motion,
+            "model": [self.model.defaults.name, stamp],
+            "engine": self.engine,
+            "size": self.size,
+            "frames": self.frames,
+            "settings": asdict(self.choices(row)),
+        }
+        return json.dumps(facts, sort_keys=True, default=str)
+
+
+class Scorer:
+    """CLIP's cosine between picture and prompt, times 100, and the aesthetic score of a linear head on it.
+
+    Args:
+        folder: of a CLIP model with its tokenizer, as transformers keeps it.
+        head: `weight` (1, D) and `bias` (1,) over CLIP's normalised image features, or None.
+    """
+
+    _MEAN = (0.48145466, 0.4578275, 0.40821073)
+    _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+    def __init__(self, folder: Path, head: Path | None) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        self._model = CLIPModel.from_pretrained(folder).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._side = self._model.config.vision_config.image_size
+        self._head = None if head is None else torch.load(head, weights_only=True)
+        self._scores: dict[str, list[float]] = {"clip": [], "aesthetic": []}
+
+    def add(self, image: Image, prompt: str) -> None:
+        """Score one square picture."""
+        scaled = cv2.resize(image, (self._side, self._side), interpolation=cv2.INTER_AREA)
+        pixels = (scaled / 255.0 - self._MEAN) / self._DEVIATION
+        words = self._tokenizer(prompt, return_tensors="pt", truncation=True)
+        with torch.inference_mode():
+            made = self._model(pixel_values=torch.from_numpy(pixels).float().permute(2, 0, 1)[None], **words)
+            self._scores["clip"].append(100 * float((made.image_embeds * made.text_embeds).sum()))
+            if self._head is not None:
+                score = made.image_embeds @ self._head["weight"].float().T + self._head["bias"].float()
+                self._scores["aesthetic"].append(float(score))
+
+    def take(self) -> Cell:
+        """The means of what was added since the last time."""
+        means = {name: fmean(scores) for name, scores in self._scores.items() if scores}
+        self._scores = {name: [] for name in self._scores}
+        return means
+
+
+@dataclass(frozen=True)
+class Sights:
+    """What is known of a clip's frames, found out when it is first asked for."""
+
+    frames: Sequence[Frame]
+
+    @cached_property
+    def seen(self) -> list[Any]:
+        """One `Sight` per frame."""
+        survey = Survey()
+        return [survey.push(frame.image) for frame in self.frames]
+
+
+def measure(bench: Bench, row: Row, sights: Sights, scorer: Scorer | None) -> Cell:
+    """Figures and costs of one row on one clip."""
+    meter, costs = Meter(), Cell()
+    prompt = bench.choices(row).prompt
+    for number, toon in enumerate(bench.draw(row, sights.frames, costs)):
+        meter.push(sights.seen[number], toon.toon.image)
+        if scorer is not None and number % SCORED == 0:
+            scorer.add(toon.toon.image, prompt)
+    figures = meter.figures
+    return {
+        **asdict(figures),
+        "ratio": figures.ratio,
+        **costs,
+        **(scorer.take() if scorer is not None else {}),
+    }
+
+
+def to_and_fro(frames: Sequence[Frame], count: int) -> Iterator[Frame]:
+    """Play a clip forwards and backwards, so that there is no cut, as `count` frames in a row."""
+    whole = [*frames, *frames[-2:0:-1]]
+    for index, frame in enumerate(islice(cycle(whole), count)):
+        yield replace(frame, index=index, pts=index)
+
+
+def long_run(bench: Bench, row: Row, frames: Sequence[Frame]) -> Cell:
+    """How a clip that is played to and fro changes: every round against the first one."""
+    length = max(1, 2 * len(frames) - 2)
+    rounds = max(2, round(bench.minutes * 60 * RATE / length))
+    first, current, colours, sharpness = Look(), Look(), [], []
+    for number, toon in enumerate(bench.draw(row, to_and_fro(frames, rounds * length), Cell()), start=1):
+        (first if number <= length else current).push(toon.toon.image)
+        if number > length and number % length == 0:
+            change = drift(first, current)
+            colours.append(change.colour)
+            sharpness.append(change.sharpness)
+            current = Look()
+    return {
+        "drift_colour": colours[-1],
+        "drift_sharpness": sharpness[-1],
+        "drift_colours": colours,
+        "drift_minutes": rounds * length / RATE / 60,
+    }
+
+
+class Kept:
+    """Figures in a file that survives the run."""
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        self._path = path
+        self._cells: dict[str, Cell] = {}
+        if path.is_file() and not fresh:
+            self._cells = json.loads(path.read_text(encoding="utf-8"))
+
+    def get(self, key: str, make: Callable[[], Cell]) -> Cell:
+        """Give what is kept, or make and keep it."""
+        if key not in self._cells:
+            self._cells[key] = make()
+            temporary = self._path.with_suffix(".partial")
+            temporary.write_text(json.dumps(self._cells, indent=1), encoding="utf-8")
+            temporary.replace(self._path)
+        return self._cells[key]
+
+
+# ---- The table
+
+Table = Mapping[str, Mapping[str, Cell]]  # row → clip → figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of averages.
+
+    Attributes:
+        title: what it is called.
+        form: how a number is written.
+        value: the row's figures by clip → a number, or None where there is none.
+    """
+
+    title: str
+    form: str
+    value: Callable[[Mapping[str, Cell]], float | None]
+
+
+def mean(name: str, *, among: str = "") -> Callable[[Mapping[str, Cell]], float | None]:
+    """The mean of a figure over the clips, or over the slow or the fast ones of them."""
+
+    def value(cells: Mapping[str, Cell]) -> float | None:
+        known = [
+            cell[name] for cell in cells.values() if cell.get(name) is not None and among in ("", speed(cell))
+        ]
+        return fmean(known) if known else None
+
+    return value
+
+
+def speed(cell: Cell) -> str:
+    """Whether the clip is a slow or a fast one."""
+    return "fast" if (cell["motion"] or 0.0) > FAST else "slow"
+
+
+def columns(table: Table) -> list[Column]:
+    """All columns of averages that have something in them."""
+
+    def excess(cells: Mapping[str, Cell]) -> float | None:
+        alone, own = mean("ratio")(table.get(ALONE.name, {})), mean("ratio")(cells)
+        return None if alone is None or own is None or alone <= 1.0 else (own - 1.0) / (alone - 1.0)
+
+    every = [
+        Column(title="warped", form=".1f", value=mean("warped")),
+        Column(title="× source", form=".2f", value=mean("ratio")),
+        Column(title="slow", form=".2f", value=mean("ratio", among="slow")),
+        Column(title="fast", form=".2f", value=mean("ratio", among="fast")),
+        Column(title="excess", form=".0%", value=excess),
+        Column(title="flicker", form=".2f", value=mean("flicker")),
+        Column(title="sharpness", form=".2f", value=mean("sharpness")),
+        Column(title="outline", form=".2f", value=mean("outline")),
+        Column(title="colour ΔE", form=".1f", value=mean("colour")),
+        Column(title="UNet", form=".2f", value=mean("unet")),
+        Column(title="ControlNet", form=".2f", value=mean("controlnet")),
+        Column(title="networks, s", form=".3f", value=mean("network_seconds")),
+        Column(title="CPU, s", form=".3f", value=mean("cpu_seconds")),
+        Column(title="drift ΔE", form=".2f", value=mean("drift_colour")),
+        Column(title="drift of sharpness", form=".2f", value=mean("drift_sharpness")),
+        Column(title="CLIP", form=".2f", value=mean("clip")),
+        Column(title="aesthetic", form=".2f", value=mean("aesthetic")),
+    ]
+    return [column for column in every if any(column.value(cells) is not None for cells in table.values())]
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number, or a dash."""
+    return "-" if value is None else format(value, form)
+
+
+def report(table: Table, bench: Bench, left_out: Sequence[str]) -> str:
+    """The whole text."""
+    chosen = columns(table)
+    clips = list(next(iter(table.values())))
+    about = (
+        f"`{bench.model.defaults.name}` on {bench.engine}, {os.cpu_count()} cores, {platform.machine()}; "
+        f"{bench.frames} frames of {len(clips)} clips at {bench.size}². Flow-warped error in squared levels, "
+        "and as a multiple of the source's own; excess: what is above 1, against frame by frame's; flicker "
+        "in levels; sharpness against the source's; outline: F-score; colour: ΔE. UNet and ControlNet: "
+        "frames they run on, per frame of the clip; seconds are per frame, too."
+    )
+    parts = [
+        about,
+        markdown(
+            ["", *(column.title for column in chosen)],
+            ([name, *(shown(c.value(cells), c.form) for c in chosen)] for name, cells in table.items()),
+        ),
+        *left_out,
+        *(
+            f"{title}\n\n"
+            + markdown(
+                ["", *clips],
+                (
+                    [name, *(shown(cells[clip].get(figure), ".2f") for clip in clips)]
+                    for name, cells in table.items()
+                ),
+            )
+            for title, figure in (
+                ("Flow-warped error × the source's own, clip by clip:", "ratio"),
+                ("Flicker, clip by clip:", "flicker"),
+                ("Sharpness, clip by clip:", "sharpness"),
+            )
+        ),
+    ]
+    first = next(iter(table.values()))
+    parts.append(
+        markdown(
+            ["source", *clips],
+            [
+                ["", *(speed(first[clip]) for clip in clips)],
+                [
+                    "motion, % of the short side",
+                    *(shown(100 * first[clip]["motion"], ".2f") for clip in clips),
+                ],
+                ["warped", *(shown(first[clip]["source_warped"], ".1f") for clip in clips)],
+                ["flicker", *(shown(first[clip]["source_flicker"], ".2f") for clip in clips)],
+            ],
+        )
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def plot(table: Table, folder: Path) -> None:
+    """Ratios row by row, against what they cost, and drift over time."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(table)
+    means = {name: mean("ratio")(cells) for name, cells in table.items()}
+    height = 1.2 + 0.35 * len(names)
+    figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
+    axes.barh(names, [means[name] or 0.0 for name in names], color="0.85")
+    for clip in next(iter(table.values())):
+        ratios = [table[name][clip]["ratio"] for name in names]
+        axes.plot(ratios, names, "o", markersize=4, label=f"{clip} ({speed(table[names[0]][clip])})")
+    for among, goal in GOALS.items():
+        axes.axvline(goal, linestyle="--", linewidth=1, color="0.4")
+        axes.annotate(
+            f"goal, {among}", (goal, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=6
+        )
+    axes.invert_yaxis()
+    axes.set_xlabel("flow-warped error × the source's own")
+    axes.legend(fontsize=6)
+    figure.savefig(folder / "ratio.png", dpi=120)
+    plt.close(figure)
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name in names:
+        cost = mean("cpu_seconds")(table[name])
+        if cost is not None and means[name] is not None:
+            axes.plot(1000 * cost, means[name], "o", color="0.2")
+            axes.annotate(
+                name, (1000 * cost, means[name]), fontsize=7, xytext=(4, 3), textcoords="offset points"
+            )
+    axes.set_xlabel("CPU milliseconds per frame")
+    axes.set_ylabel("flow-warped error × the source's own")
+    figure.savefig(folder / "cost.png", dpi=120)
+    plt.close(figure)
+
+    drifts = {
+        name: cell for name, cells in table.items() for cell in cells.values() if "drift_colours" in cell
+    }
+    if drifts:
+        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        for name, cell in drifts.items():
+            rounds = len(cell["drift_colours"]) + 1
+            minutes = [cell["drift_minutes"] * (number + 2) / rounds for number in range(rounds - 1)]
+            axes.plot(minutes, cell["drift_colours"], label=name)
+        axes.axhline(1.0, linestyle="--", linewidth=1, color="0.4")
+        axes.set_xlabel("minutes")
+        axes.set_ylabel("ΔE against the first round")
+        axes.legend(fontsize=6)
+        figure.savefig(folder / "drift.png", dpi=120)
+        plt.close(figure)
+
+
+# ---- The command line
+
+
+def parser() -> argparse.ArgumentParser:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("clips", type=Path, nargs="+", metavar="CLIP")
+    words.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    words.add_argument("--frames", type=int, default=32, help="of each clip (32)")
+    words.add_argument("--size", type=int, default=256, help="pixels a side (256)")
+    words.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows of the table")
+    words.add_argument("--also", nargs="+", default=[], metavar="MODE", help="rows for these modes, too")
+    words.add_argument("--drift", type=float, default=5.0, metavar="MINUTES", help="0 leaves it out (5)")
+    words.add_argument(
+        "--drift-clip", type=Path, metavar="CLIP", help="which one is played so long (the first)"
+    )
+    words.add_argument("--model", help="a name from toonstream models, or a folder")
+    words.add_argument("--engine", default="torch", choices=get_args(EngineName))
+    words.add_argument("--style", help="one of the model's")
+    words.add_argument("--prompt")
+    words.add_argument("--steps", type=int, help="denoising steps of all rows (the model's)")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--clip-model", type=Path, metavar="FOLDER", help="CLIP, for a column of its scores")
+    words.add_argument("--aesthetic", type=Path, metavar="FILE", help="linear head on CLIP, for another one")
+    words.add_argument("--fresh", action="store_true", help="forget what is kept in FOLDER")
+    return words
+
+
+def chosen_rows(options: argparse.Namespace) -> list[Row]:
+    """The rows asked for."""
+    known = {row.name: row for row in ROWS}
+    unknown = [name for name in options.rows or [] if name not in known]
+    if unknown:
+        raise SystemExit(f"there is no row {unknown[0]!r}; there are: {', '.join(known)}")
+    rows = [known[name] for name in options.rows] if options.rows else list(ROWS)
+    return rows + [Row(name=mode, mode=mode) for mode in options.also]
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.aesthetic is not None and options.clip_model is None:
+        raise SystemExit("--aesthetic is a head on CLIP: give --clip-model, too")
+    rows = chosen_rows(options)
+    bench = Bench(
+        model=load_model(options.model, engine=options.engine),
+        engine=options.engine,
+        base=Settings(
+            style=options.style,
+            prompt=options.prompt,
+            steps=options.steps,
+            seed=options.seed,
+            deflicker="off",
+            remember=0,
+        ),
+        size=options.size,
+        frames=options.frames,
+        minutes=options.drift,
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    kept = Kept(options.output / "figures.json", fresh=options.fresh)
+    scorer = Scorer(options.clip_model, options.aesthetic) if options.clip_model is not None else None
+    clips = {path.stem: Sights(read(path, options.size, options.frames)) for path in options.clips}
+    played = options.drift_clip or options.clips[0]
+    drifting = read(played, options.size, options.frames)
+    scores = f"figures {options.clip_model} {options.aesthetic}" if scorer is not None else "figures"
+    table: dict[str, dict[str, Cell]] = {}
+    left_out: list[str] = []
+    for row in rows:
+        try:
+            cells = {
+                path.stem: dict(
+                    kept.get(
+                        bench.key(row, path, scores), partial(measure, bench, row, clips[path.stem], scorer)
+                    )
+                )
+                for path in options.clips
+            }
+            for clip, cell in cells.items():
+                print(f"{row.name}, {clip}: {shown(cell['ratio'], '.2f')} × source", flush=True)
+            if options.drift > 0:
+                key = bench.key(row, played, f"drift {options.drift:g}")
+                found = kept.get(key, partial(long_run, bench, row, drifting))
+                cells[options.clips[0].stem].update(found)
+                print(f"{row.name}, drift: {found['drift_colour']:.2f} ΔE", flush=True)
+        except ToonstreamError as error:
+            left_out.append(f"Left out: {row.name}: {error}")
+            print(left_out[-1], flush=True)
+        else:
+            table[row.name] = cells
+    if not table:
+        raise SystemExit("no row could be run")
+    text = report(table, bench, left_out)
+    (options.output / "consistency.md").write_text(text, encoding="utf-8")
+    plot(table, options.output)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
