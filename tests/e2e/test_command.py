@@ -123,6 +123,25 @@ def test_the_same_seed_gives_the_same_pictures_and_the_skewed_wavefront_nearly(
     assert not np.array_equal(a, d)
 
 
+def test_anchored_windows_give_every_frame_whatever_their_overlap(
+    make_clip: MakeClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = make_clip(seconds=0.4)
+    common = ("--steps", "2", "--window", "4", "--size", "128", *QUICK)
+    ways = {"a": ("anchored", "--overlap", "2"), "b": ("anchored", "--overlap", "0"), "c": ("wavefront",)}
+    made = {}
+    for name, words in ways.items():
+        output = tmp_path / f"{name}.mp4"
+        assert main([str(clip), "-q", "-o", str(output), *common, "--mode", *words]) == 0
+        made[name] = pictures(output)
+        assert [time for time, _ in made[name]] == [time for time, _ in pictures(clip)]
+    a, b, c = (np.stack([image for _, image in made[name]]) for name in "abc")
+    assert not np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    message = refused(clip, "--mode", "anchored", "--window", 4, "--overlap", 4, capsys=capsys)
+    assert "overlap 4: take 0 to 3, less than the window's 4 frames" in message
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [("50x38", (38, 50, 3)), ("33", (32, 44, 3)), ("96x32", (32, 96, 3))]
 )

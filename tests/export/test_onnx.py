@@ -127,6 +127,36 @@ def test_the_stream_runs_on_float16(model: Model, half: Model) -> None:
     assert 0 < (rounded - exact).abs().max() < 2e-2 * exact.abs().max()
 
 
+def test_an_anchored_stream_is_the_same_on_every_engine(model: Model) -> None:
+    hints = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(7)]
+    latents = []
+    for engine in (TorchEngine(), OnnxRuntimeEngine(), OpenVinoEngine(precision="float32")):
+        names = ("unet", "hint_outline", "controlnet_outline")
+        denoiser = Denoiser(
+            {name: engine.load(model.sources[name]) for name in names},
+            scheduler=make_scheduler(model.scheduler_config, kind="ddim", steps=3),
+            text=torch.ones(1, 77, 16),
+            negative_text=torch.zeros(1, 77, 16),
+            settings=DenoiseSettings(
+                window=4, stride=2, steps=3, guidance=2.0, mode="anchored", controlnet_scales={"outline": 0.5}
+            ),
+            latent_channels=model.latent_channels,
+        )
+        waits = []
+        committed = []
+        for hint in hints:
+            committed += denoiser.push({"outline": hint})
+            waits.append(denoiser.lookahead)
+        committed += denoiser.finish()
+        assert waits == [1, 2, 3, 0, 1, 0, 1]
+        assert [frame.index for frame in committed] == list(range(7))
+        assert denoiser.evaluations.unet_frames == 2 * 3 * (4 + 4 + 3)
+        assert denoiser.evaluations.controlnet_frames == 2 * 3 * 7
+        latents.append(torch.stack([frame.latents for frame in committed]))
+    for other in latents[1:]:
+        torch.testing.assert_close(other, latents[0], rtol=1e-3, atol=1e-3)
+
+
 def held(graph: onnx.GraphProto) -> set[str]:
     """The weights that are matrices or kernels: no engine is to keep them in float32."""
     return {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1 and tensor.external_data}
