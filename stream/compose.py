@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from toonstream.errors import OutputError
 
-__all__ = ["ContactSheet", "Grid", "side_by_side"]
+__all__ = ["ContactSheet", "Grid", "fitted", "side_by_side"]
 
 _GAP = 4  # pixels between tiles
 _PAPER = 255  # grey level behind them
@@ -19,12 +19,38 @@ _EMPTY = 0.25  # what an empty cell counts, against the logarithm of how far the
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_PIXELS = 30  # from line to line at scale 1
 _READABLE = 0.45  # scale of the font at a short side of 256 pixels or less
+_NEARLY = 0.02  # two shapes that differ by less are the same
 _INK, _BAND = 235, 24  # grey levels of words, and behind them
 
 
 def side_by_side(source: NDArray[np.uint8], toon: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Put two (H, W, 3) pictures of the same size next to each other: (H, 2W, 3), source on the left."""
     return np.concatenate((source, toon), axis=1)
+
+
+def fitted(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Scale a picture to (width, height), with black bars where its shape is another.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size: in pixels.
+    """
+    height, width = image.shape[:2]
+    if (width, height) == size:
+        return image
+    scale = min(size[0] / width, size[1] / height)
+    if abs(size[0] / width / (size[1] / height) - 1) < _NEARLY:
+        inner = size
+    else:
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    scaled = np.asarray(cv2.resize(image, inner, interpolation=how), dtype=np.uint8)
+    if inner == size:
+        return scaled
+    whole = np.zeros((size[1], size[0], 3), np.uint8)
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    whole[top : top + inner[1], left : left + inner[0]] = scaled
+    return whole
 
 
 class Grid:

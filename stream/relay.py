@@ -18,13 +18,13 @@ from typing import Protocol
 
 from toonstream.errors import EngineError, InputError, OutputError, ToonstreamError
 from toonstream.stream.address import redact
-from toonstream.stream.compose import side_by_side
+from toonstream.stream.compose import fitted, side_by_side
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.session import End, LiveToon
 from toonstream.stream.live.statistics import LiveStatistics, Percentiles
 from toonstream.stream.playout import Playout
 from toonstream.stream.retry import Patience, Retry, persist
-from toonstream.stream.sinks.live import OutputFormat, fitted
+from toonstream.stream.sinks.live import OutputFormat
 from toonstream.stream.sinks.tee import OutletStatistics, Tee
 from toonstream.stream.sources.live import Picture, SourceFormat, SourceGone, SourceStatistics
 from toonstream.stream.sources.sound import Sound

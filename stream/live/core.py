@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from toonstream.config import LoraChoice, RenderSettings
 from toonstream.errors import ToonstreamError
 from toonstream.stream.clock import Clock
+from toonstream.stream.compose import fitted
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import Controller, Decision
 from toonstream.stream.live.costs import Costs, Shape
@@ -23,12 +24,14 @@ from toonstream.stream.live.statistics import Event, LiveStatistics, Meter
 from toonstream.stream.live.switching import Pushed, Segment, Switching
 from toonstream.stream.live.words import Words, WordTrack
 from toonstream.stream.stylizer import Toon
+from toonstream.stream.temporal.cuts import CutDetector
 
 __all__ = ["LiveCore", "LiveToon", "Run", "Studio", "wished"]
 
 _ASSUMED_FPS = 30.0  # until the source's rate is known
 _PARDON = 3.0  # seconds that a promise may be broken before it is said: as while a plan is being built
 _SAME_SHAPE = 0.02  # by how much ratios of sides may differ
+_SHAPES, _SHAPE_SPAN = 4, 30.0  # so many new shapes of the source are followed within so many seconds
 _STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
 
 
@@ -37,7 +40,8 @@ class LiveToon:
     """A toon, as soon as it is final.
 
     Attributes:
-        source: the frame as it was offered, in its own size.
+        source: the frame as it was offered, in its own size; where the source changes its shape more often
+            than is followed, within the shape that is drawn.
         toon: of the size that was asked for; pts, time base and duration of the source. Both are numbered
             from 0 without gaps, over the frames that are delivered.
         captured_at: when it was captured. committed_at: when it was final. Seconds by the session's clock.
@@ -174,6 +178,10 @@ class LiveCore(Generic[V]):
         self._refused: Plan | None = None  # the latest that cannot be built
         self._every = 1
         self._came = 0
+        self._cuts = CutDetector()
+        self._since_cut = 0  # frames
+        self._reshaped: deque[float] = deque(maxlen=_SHAPES)  # when
+        self._steady = True  # the source does not change more often than is followed
         self._flight: deque[tuple[float, float]] = deque()  # captured at, pushed at
         self._settled_at = 0.0
         self._kept = True
@@ -223,8 +231,12 @@ class LiveCore(Generic[V]):
         """Take one frame through."""
         began = self._clock()
         self.meter.add("wait", "input", began - captured.at, at=began)
-        height, width = captured.frame.image.shape[:2]
+        frame = captured.frame
+        height, width = frame.image.shape[:2]
         source = width, height
+        if self._source is not None and source != self._source and not self._follows(source):
+            frame = replace(frame, image=fitted(frame.image, self._source))
+            source = self._source
         if self._switching is None or self._source is None or not _same_shape(source, self._source):
             self._apply_change()
             self._begin(source)
@@ -234,11 +246,12 @@ class LiveCore(Generic[V]):
         elif self._switching.at_boundary:
             self._apply_change()
             self._restyle()
-        if width > self._source_width:
-            self._follow(source)
+        if source[0] > self._source_width:
+            self._grow(source)
+        self._cut(frame)
         assert self._switching is not None
         assert self._track is not None
-        frame = replace(captured.frame, index=self._came)
+        frame = replace(frame, index=self._came)
         self._came += 1
         self._words = self._track.next()
         self._flight.append((captured.at, self._clock()))
@@ -284,9 +297,41 @@ class LiveCore(Generic[V]):
         else:
             for toon in self._switching.cut(replace(plan, every=1)):
                 self._out(toon)
+        self._since_cut = 0
         self._take_up(plan, f"draws {plan}")
 
-    def _follow(self, source: tuple[int, int]) -> None:
+    def _follows(self, source: tuple[int, int]) -> bool:
+        """Whether to make what a source of another size needs: not for one that changes all the time."""
+        assert self._source is not None
+        if source[0] <= self._source_width and _same_shape(source, self._source):
+            return True  # nothing has to be made
+        now = self._clock()
+        steady = len(self._reshaped) < _SHAPES or now - self._reshaped[0] >= _SHAPE_SPAN
+        if steady:
+            self._reshaped.append(now)
+        elif self._steady:
+            width, height = self._source
+            self.say("source", f"the source changes its size too often: it is fitted into {width}x{height}")
+        self._steady = steady
+        return steady
+
+    def _cut(self, frame: Frame) -> None:
+        """Where a scene begins, end what is in flight: no window reaches across.
+
+        Nothing waits longer for it: the new scene's first window is full as soon as any other would be. Where
+        scenes are shorter than a stride, flashes for one, they stay together: ending each would cost more
+        windows than there is time for.
+        """
+        assert self._switching is not None
+        assert self._aimed is not None
+        self._since_cut += 1
+        if not self._cuts.push(frame.image) or self._since_cut <= self._switching.plan.stride:
+            return
+        for toon in self._switching.cut(replace(self._aimed, every=1)):
+            self._out(toon)
+        self._since_cut = 1
+
+    def _grow(self, source: tuple[int, int]) -> None:
         """The source has grown in the same shape: draw larger too, as soon as that is ready.
 
         Where it shrinks nothing changes: senders shrink pictures for a while when their network is slow.

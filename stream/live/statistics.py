@@ -60,7 +60,8 @@ class Event:
 
     Attributes:
         at: seconds by the session's clock.
-        kind: `plan` (another plan runs), `promise` (it cannot be kept, or can again), `words` or `end`.
+        kind: `plan` (another plan runs), `promise` (it cannot be kept, or can again), `source` (it changes
+            too often), `words`, `loras` or `end`.
         message: one line.
     """
 

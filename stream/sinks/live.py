@@ -8,13 +8,11 @@ from fractions import Fraction
 from typing import Protocol
 
 import av
-import cv2
-import numpy as np
 from av.container import OutputContainer
 from av.error import FFmpegError
-from numpy.typing import NDArray
 
 from toonstream.errors import OutputError
+from toonstream.stream.compose import fitted
 from toonstream.stream.frame import Frame
 from toonstream.stream.sinks.place import OutputPlace
 from toonstream.stream.sinks.sound import SoundTrack
@@ -22,13 +20,12 @@ from toonstream.stream.sinks.video import VideoTrack
 from toonstream.stream.sinks.wire import Writer
 from toonstream.stream.sources.sound import Sound, SoundFormat
 
-__all__ = ["LiveSink", "MuxSink", "OutputFormat", "Recipe", "fitted"]
+__all__ = ["LiveSink", "MuxSink", "OutputFormat", "Recipe"]
 
 _KEY_FRAME_SECONDS = 1
 _INTERLEAVE = "200000"  # microseconds that pictures wait for sound, or sound for pictures, in the muxer
 _BITS_A_PIXEL = 0.15  # toons have hard edges
 _BIT_RATES = (400_000, 8_000_000)  # a second; the least and the most where nobody says
-_NEARLY = 0.02  # two shapes that differ by less are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,28 +272,3 @@ class MuxSink:
                 ) from error
             reason = error.strerror or type(error).__name__
             raise OutputError(f"{self._name} cannot be written ({reason}): choose another place") from error
-
-
-def fitted(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scale a picture to (width, height), with black bars where its shape is another.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        size: in pixels.
-    """
-    height, width = image.shape[:2]
-    if (width, height) == size:
-        return image
-    scale = min(size[0] / width, size[1] / height)
-    if abs(size[0] / width / (size[1] / height) - 1) < _NEARLY:
-        inner = size
-    else:
-        inner = max(1, round(width * scale)), max(1, round(height * scale))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    scaled = np.asarray(cv2.resize(image, inner, interpolation=how), dtype=np.uint8)
-    if inner == size:
-        return scaled
-    whole = np.zeros((size[1], size[0], 3), np.uint8)
-    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    whole[top : top + inner[1], left : left + inner[0]] = scaled
-    return whole

@@ -4,12 +4,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toonstream.config import Size
 from toonstream.errors import InputError
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.core import LiveCore
 from toonstream.stream.live.settings import LiveSettings
+from toonstream.stream.window import Windows
 
 FIXED = LiveSettings(size=Size(exact=(512, 384)))
 
@@ -135,6 +138,78 @@ def test_a_source_that_becomes_another_picture_is_cut_and_goes_on(live):
     viewer.finish()
     assert [toon.plan.size for toon in viewer.toons[9:]] == [(384, 512)] * 9
     assert viewer.plans[-1].startswith("draws 384x512")
+
+
+def test_a_source_that_changes_its_shape_all_the_time_is_followed_now_and_then(live):
+    viewer = Viewer(live, LiveSettings(size=Size(short=384)))
+    made = []
+    viewer.machine.prepare = lambda plan, *, observe: made.append(plan.size)
+    for turn in range(60):  # a turn is 0.5 s
+        viewer.feed(15, size=(640, 480 + 16 * turn))
+    assert len(made) <= 1 + 4 + 4
+    kept = [event.message for event in viewer.events if event.kind == "source"]
+    assert kept[0] == "the source changes its size too often: it is fitted into 640x544"
+    assert len(kept) == 1
+    viewer.feed(31 * 30, size=(480, 640))
+    assert made[-1] == (384, 512)  # once it is steady
+    viewer.core.finish()
+    assert [toon.toon.pts for toon in viewer.toons] == [1000 * index for index in range(viewer.frames)]
+
+
+def test_a_source_that_grows_all_the_time_is_followed_now_and_then(live):
+    viewer = Viewer(live, LiveSettings(size=Size(short=384, cap=True)))
+    asked = []
+    request = viewer.machine.request
+    viewer.machine.request = lambda plan: (asked.append(plan.size), request(plan))[1]
+    for width in range(160, 640, 8):
+        viewer.feed(3, size=(width, width * 3 // 4))
+    viewer.finish()
+    assert len(set(asked)) <= 4
+
+
+def scenes(lengths):
+    """Pictures of scenes that are so long, each a pattern of its own."""
+    random = np.random.default_rng(3)
+    for length in lengths:
+        yield from [random.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)] * length
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    shape=st.sampled_from([(4, 3, 1), (4, 4, 1), (6, 3, 2), (8, 4, 3), (1, 1, 1)]),
+)
+def test_no_window_reaches_across_a_cut_and_nothing_waits_longer(live, lengths, shape):
+    machine = live.Machine(slowness=lambda now: 0.1, unevenness=0.0)
+    window, stride, steps = shape
+    segments = []
+    start = machine.segment
+
+    def segment(plan, words, **more):
+        made = start(plan, words, **more)
+        segments.append([])
+        push, seen = made.push, segments[-1]
+        made.push = lambda each: (seen.append(each.frame.image[0, 0].tolist()), push(each))[1]
+        return made
+
+    toons = []
+    wish = LiveSettings(size=Size(exact=(64, 48)), window=window, stride=stride, steps=steps)
+    core = LiveCore(machine, wish, deliver=toons.append, clock=machine.clock)
+    lookahead = Windows(length=window, stride=stride).lookahead(steps=steps)
+    count = 0
+    machine.prepare = lambda plan, *, observe: None
+    machine.segment = segment
+    for count, image in enumerate(scenes(lengths), 1):
+        core.offer(Frame(index=0, pts=count, time_base=live.time_base, image=image), machine.now + count)
+        machine.now += 1 / 30
+        core.take(core.inbox.take(wait=False))
+        assert core.in_flight <= lookahead
+    core.finish()
+    assert [toon.toon.pts for toon in toons] == list(range(1, count + 1))
+    for seen in segments:  # a segment sees one scene, after those that are too short to be ended
+        changes = [index for index, (one, other) in enumerate(pairwise(seen), 1) if one != other]
+        assert all(index < stride for index in changes)
+    assert len(segments) == 1 or len(lengths) > 1
 
 
 def test_a_source_that_shrinks_in_the_same_shape_for_a_while_changes_nothing(live):

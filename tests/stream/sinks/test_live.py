@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toonstream.errors import OutputError
+from toonstream.stream.compose import fitted
 from toonstream.stream.frame import Frame
-from toonstream.stream.sinks.live import MuxSink, OutputFormat, Recipe, fitted
+from toonstream.stream.sinks.live import MuxSink, OutputFormat, Recipe
 from toonstream.stream.sinks.open import open_destination
 from toonstream.stream.sources.sound import Sound, SoundFormat
 from toonstream.stream.sources.timeline import TICK
