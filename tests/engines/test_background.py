@@ -1,6 +1,8 @@
 """Networks that are replaced while they run."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -150,6 +152,33 @@ def test_a_successor_is_prepared_from_the_first_boundary_on() -> None:
     engine.boundary()
     assert value(network) == 1.0
     engine.close()
+
+
+def test_a_second_form_of_a_network_runs_beside_and_another_engine_takes_over_from_both() -> None:
+    engine = SwitchableEngine(constants("old", 0.0), blended_windows=1)
+    network, form = engine.load(source("one")), engine.load(source("one"))
+    engine.replace(sources={"one": source("one")})  # of the first
+    engine.settle()
+    engine.boundary()
+    engine.boundary()
+    new = Constants(name="new", value=4.0)
+    engine.replace(engine=new)
+    late = engine.load(source("one"))  # while the new one is being prepared, on the old one
+    new.allowed.set()
+    engine.settle()
+    for _ in range(2):
+        engine.boundary()
+    assert [value(each) for each in (network, form, late)] == [4.0] * 3
+    assert value(engine.load(source("one"))) == 4.0
+    forgotten = weakref.ref(form)
+    del form
+    gc.collect()
+    assert forgotten() is None
+    engine.replace(engine=constants("newest", 8.0))
+    engine.settle()
+    for _ in range(2):
+        engine.boundary()
+    assert [value(each) for each in (network, late)] == [8.0] * 2
 
 
 def test_a_network_that_is_not_running_cannot_be_replaced() -> None:
