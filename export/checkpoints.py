@@ -77,6 +77,7 @@ class Defaults:
         remember_strength: how much they weigh together, next to the frame itself.
         reference_strength: how much a reference picture weighs.
         reference_layers: which layers of the UNet attend to both: beginnings of block names, as up or down_2.
+        fusion: how much frames share at every step of what they would look like, 0 to 1.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Defaults:
     remember_strength: float = 1.0
     reference_strength: float = 1.0
     reference_layers: tuple[str, ...] = ("mid", "up")
+    fusion: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.temporal.attending import load_memory
+from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["Stylizer", "Toon", "load_stylizer"]
@@ -73,7 +74,8 @@ class Stylizer:
     ) -> Iterator[Toon]:
         """Take the next frame; give the ones that became final.
 
-        `text`, `seed` and `key` are the frame's own, see `Denoiser.push`; the key is its index if none is given.
+        `text`, `seed` and `key` are the frame's own, see `Denoiser.push`; where no key is given, it
+        is the frame's index.
         """
         is_cut = self._scene is not None and conditioned.scene != self._scene
         before = self._denoiser.cut() if is_cut else []
@@ -164,6 +166,7 @@ def load_stylizer(
         ),
         latent_channels=model.latent_channels,
         at_boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
+        fusion=make_fusion(settings, multiple=model.size_multiple),
         reference=memory,
     )
     return Stylizer(

@@ -167,6 +167,8 @@ class ModelDefaults(Protocol):
     def deflicker_window(self) -> int: ...
     @property
     def remember(self) -> int: ...
+    @property
+    def fusion(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +195,7 @@ class RenderSettings:
     matcher: Matching = "flow"
     reference: Path | None = None
     remember: int = 0
+    fusion: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -239,6 +242,8 @@ class Settings:
             (as FastBlend; for GPUs).
         reference: a picture that frames attend to, such as a character or style sheet, or None.
         remember: how many frames of the past they attend to, 0 to 8.
+        fusion: how much frames share at every denoising step, along the optical flow of the source, of what
+            they would look like; 0 (nothing) to 1.
     """
 
     prompt: str | None = None
@@ -267,6 +272,7 @@ class Settings:
     matcher: Matching = "flow"
     reference: Path | None = None
     remember: int | None = None
+    fusion: float | None = None
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -287,6 +293,8 @@ class Settings:
         _check_frames(self.deflicker_window, self.keyframes, self.skip)
         if self.remember is not None and not 0 <= self.remember <= MAX_REMEMBERED:
             raise SettingError(f"remember {self.remember}: take 0 (off) to {MAX_REMEMBERED} frames")
+        if self.fusion is not None and not 0.0 <= self.fusion <= 1.0:
+            raise SettingError(f"fusion {self.fusion:g}: take 0 (off) to 1; frames share more with more")
         if self.deflicker is not None and self.deflicker not in get_args(Deflickering):
             raise SettingError(
                 f"deflicker {self.deflicker!r}: take one of {', '.join(get_args(Deflickering))}"
@@ -328,6 +336,7 @@ class Settings:
             matcher=self.matcher,
             reference=self.reference,
             remember=defaults.remember if self.remember is None else self.remember,
+            fusion=defaults.fusion if self.fusion is None else self.fusion,
         )
 
     def _windows(self, defaults: ModelDefaults) -> tuple[int, int]:

@@ -35,7 +35,7 @@ _COMMON = {
     "size",
     "start",
 }  # of `Settings`: the same for all modes, or no words
-_ALONE = {"mode": "wavefront", "window": 1, "stride": 1, "deflicker": "off", "remember": 0}
+_ALONE = {"mode": "wavefront", "window": 1, "stride": 1, "deflicker": "off", "remember": 0, "fusion": 0.0}
 _SWITCH = {"on": True, "off": False}
 
 
