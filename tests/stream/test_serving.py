@@ -7,20 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from toonstream.config import Settings
+from toonstream.cli import main
+from toonstream.config import Settings, Size
 from toonstream.engines.background import SwitchableEngine
+from toonstream.engines.build import BuildJob, Built
 from toonstream.engines.engine import Engine
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
-from toonstream.engines.tensorrt.engine import TensorRtEngine
-from toonstream.errors import EngineError
+from toonstream.errors import EngineError, SettingError
 from toonstream.export.checkpoints import Model, open_model, shipped_model
 from toonstream.stream.clock import Stopwatch
-from toonstream.stream.conditions import Conditions
+from toonstream.stream.conditions import Conditions, padded_size
 from toonstream.stream.frame import Frame
-from toonstream.stream.serving import open_stream_engine
+from toonstream.stream.live.controller import ladder
+from toonstream.stream.live.core import LiveCore, LiveToon, wished
+from toonstream.stream.live.inbox import Captured
+from toonstream.stream.live.networks import SharedNetworks
+from toonstream.stream.live.settings import LiveSettings
+from toonstream.stream.serving import live_envelope, open_live_networks, open_stream_engine
 from toonstream.stream.stylizer import load_stylizer
 
 SIZE = (64, 48)
@@ -81,16 +89,135 @@ def test_without_a_gpu_tensorrt_says_so(model: Model) -> None:
         open_stream_engine("tensorrt-rtx", model, Settings().resolve(model.defaults), size=SIZE)
 
 
-def test_on_a_gpu_torch_serves_until_tensorrt_is_built(
-    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A GPU, as far as building is concerned; builds write a word, into the store that is given."""
     monkeypatch.setenv("TOONSTREAM_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    choices = replace(Settings().resolve(model.defaults), guidance=2.0)
-    engine = open_stream_engine("tensorrt-rtx", model, choices, size=SIZE)
+
+    def build(job: BuildJob, output: Path, **options: object) -> Built:
+        output.write_bytes(b"engine")
+        return Built(seconds=0.0, peak_bytes=None)
+
+    monkeypatch.setattr("toonstream.engines.tensorrt.engine.run_build", build)
+    return tmp_path
+
+
+def test_what_is_built_ahead_is_what_a_stream_of_the_same_settings_looks_for(model: Model, gpu: Path) -> None:
+    def serves(words: str, prompt: str | None = None) -> str:
+        pairs = words.replace("--", "").split()
+        told = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        width, height = map(int, told.pop("size").split("x"))
+        numbers = {name: int(value) for name, value in told.items()}
+        choices = Settings(prompt=prompt, **numbers).resolve(model.defaults)  # type: ignore[arg-type]
+        return open_stream_engine("tensorrt-rtx", model, choices, size=(width, height)).name
+
+    for words in ("--size 250x140", "--size 256x144 --window 8 --stride 2 --steps 2"):
+        assert serves(words) == "torch"
+        assert main(["engines", "build", "toonlet", *words.split()]) == 0
+        assert serves(words) == "tensorrt-rtx"
+        assert serves(words, "a prompt of one's own") == "tensorrt-rtx"
+        assert serves(words, "word " * 100) == "torch"  # of more chunks than it was built for
+    assert serves("--size 250x140 --window 5") == "torch"
+
+
+def test_what_is_built_ahead_for_live_streams_is_what_they_look_for(
+    model: Model, gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Engine] = []
+
+    def load(model: Model, engine: Engine, **options: object) -> None:
+        opened.append(engine)
+        raise EngineError("far enough")
+
+    monkeypatch.setattr(SharedNetworks, "load", load)
+    exact = LiveSettings(size=Size(exact=(320, 240)))
+    for size, asked in (("", LiveSettings()), ("--size 320x240", exact)):
+        for latency in (None, 0.4):
+            with pytest.raises(EngineError, match="far enough"):
+                open_live_networks("tensorrt-rtx", model, replace(asked, latency=latency))
+        assert [engine.name for engine in opened] == ["torch"] * 2
+        assert main(["engines", "build", "toonlet", "--live", *size.split()]) == 0
+        opened.clear()
+        with pytest.raises(EngineError, match="far enough"):
+            open_live_networks("tensorrt-rtx", model, replace(asked, prompt="ink style, rain"))
+        assert opened.pop().name == "tensorrt-rtx"
+
+
+def test_while_one_network_is_not_built_torch_serves(model: Model, gpu: Path) -> None:
+    assert main(["engines", "build", "toonlet", "--size", "64x64", "--networks", "unet"]) == 0
+    engine = open_stream_engine("tensorrt-rtx", model, Settings().resolve(model.defaults), size=(64, 64))
     assert isinstance(engine, SwitchableEngine)
-    assert engine.name == "torch"
-    built = TensorRtEngine("tensorrt-rtx", shapes=lambda source: {}, capability=(8, 9))
-    monkeypatch.setattr(TensorRtEngine, "is_built", lambda self, source: True)
-    assert open_stream_engine("tensorrt-rtx", model, choices, size=SIZE).name == built.name
+
+
+@given(
+    source=st.sampled_from([(640, 480), (1280, 720), (480, 640), (720, 1280), (200, 130), (320, 240)]),
+    window=st.integers(1, 32),
+    steps=st.integers(1, 3),
+    short=st.sampled_from([128, 256, 384, 512]),
+    seen=st.sampled_from(["unet", "vae_decoder", "controlnet_outline", "hint_colour"]),
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_controller_of_a_live_stream_chooses_lies_within_what_was_planned(
+    model: Model, source: tuple[int, int], window: int, steps: int, short: int, seen: str
+) -> None:
+    asked = LiveSettings(size=Size(short=short, cap=True), window=window, steps=steps)
+    envelope = live_envelope(model, asked)
+    wish = wished(asked.resolve(model.defaults), asked.size.of(*source))
+    sides = {axis: envelope.axes(seen)[axis] for axis in ("w", "h", "frames", "batch")}
+    for plan in ladder(wish, multiple=model.size_multiple):
+        size = padded_size(plan.size, model.size_multiple)
+        assert envelope.covers(size=size, window=plan.window)
+        for axis, length in (("w", size[0] // 8), ("h", size[1] // 8), ("frames", plan.window)):
+            assert sides[axis].min[0] <= length <= sides[axis].max[0]
+        if seen == "controlnet_outline":
+            assert max(plan.window, plan.stride) <= sides["batch"].max[0]
+    for tile in (48, 60):  # of a large frame
+        height = envelope.axes("vae_decoder")["h"]
+        assert height.min[0] <= min(tile, size[1] // 8)
+
+
+def test_a_window_that_the_motion_modules_do_not_know_is_refused(model: Model) -> None:
+    shorter = replace(model, longest_window=24)
+    choices = Settings(window=25).resolve(model.defaults)
+    with pytest.raises(
+        SettingError, match="window 25: the motion modules of toonlet know 24 frames"
+    ) as error:
+        open_stream_engine("onnxruntime", shorter, choices, size=SIZE)
+    assert "\n" not in str(error.value)
+    with pytest.raises(SettingError, match="know 24 frames"):
+        open_live_networks("onnxruntime", shorter, LiveSettings(window=32))
+    assert model.longest_window == 32
+    replace(model, longest_window=None).require_window(32)
+
+
+def test_live_streams_go_over_to_an_engine_that_was_built_meanwhile(model: Model) -> None:
+    """Torch is stood in for by ONNX Runtime, and TensorRT by OpenVINO in rough numbers."""
+    said: list[str] = []
+    rough = OpenVinoEngine(precision="bfloat16")
+    engine = SwitchableEngine(OnnxRuntimeEngine(), successor=rough, blended_windows=1, say=said.append)
+    shared = SharedNetworks.load(model, engine)
+    asked = LiveSettings(size=Size(exact=(64, 32)), window=2, stride=1, steps=1)
+
+    def drawn(shared: SharedNetworks, settle_at: int | None = None) -> list[NDArray[np.uint8]]:
+        made: list[LiveToon] = []
+        core = LiveCore(shared, asked, deliver=made.append, clock=lambda: 0.0)
+        for index in range(10):
+            if index == settle_at:
+                engine.settle()
+            image = np.full((32, 64, 3), 60 + 10 * index, np.uint8)
+            frame = Frame(index=0, pts=index, time_base=Fraction(1, 24), image=image)
+            core.take(Captured(frame=frame, at=0.0))
+        core.finish()
+        return [toon.toon.image for toon in made]
+
+    before = drawn(SharedNetworks.load(model, OnnxRuntimeEngine()))
+    after = drawn(SharedNetworks.load(model, rough))
+    made = drawn(shared, settle_at=4)
+    assert said == ["openvino takes over"]
+    assert len(made) == len(before)
+    assert np.array_equal(made[0], before[0])
+    assert difference(made[-1], after[-1]) < difference(made[-1], before[-1])
+    assert engine.name == "openvino"
+    shared.close()
