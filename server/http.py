@@ -1,5 +1,6 @@
 """What all handlers share: problems, limits, CORS, and the way in."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable
@@ -62,12 +63,16 @@ async def read_body(request: web.Request, settings: ServerSettings, content_type
     if (request.content_length or 0) > limit:
         raise _Refused(problem(413, f"the body is larger than {limit} bytes"))
     try:
-        body = await request.content.read(limit + 1)
-        while len(body) <= limit and not request.content.at_eof():
-            body += await request.content.read(limit + 1 - len(body))
+        async with asyncio.timeout(settings.limits.body_seconds):
+            body = await request.content.read(limit + 1)
+            while len(body) <= limit and not request.content.at_eof():
+                body += await request.content.read(limit + 1 - len(body))
         if len(body) > limit:
             raise _Refused(problem(413, f"the body is larger than {limit} bytes"))
         return body.decode()
+    except TimeoutError as error:
+        wait = f"the body did not come within {settings.limits.body_seconds:g} s"
+        raise _Refused(problem(408, wait, Connection="close")) from error
     except UnicodeDecodeError as error:
         raise _Refused(problem(400, "the body is not UTF-8")) from error
 

@@ -91,8 +91,9 @@ class Registry:
             InputError: the offer or the settings make no sense.
             ToonstreamError: the live core cannot be opened.
         """
-        if "video" not in offer.kinds:
-            raise InputError("the offer has no video: there is nothing to draw")
+        if "video" not in offer.sends:
+            self.metrics.offers.labels("whip", "invalid").inc()
+            raise InputError("the offer sends no video: there is nothing to draw")
         if self.closed_because is not None:
             self._refuse("whip", self.closed_because)
         if len(self._sessions) + self._coming + self._closing >= self._settings.max_sessions:
@@ -135,6 +136,9 @@ class Registry:
             Full: no room.
             InputError: the offer makes no sense.
         """
+        if not {"audio", "video"} & {*offer.receives}:
+            self.metrics.offers.labels("whep", "invalid").inc()
+            raise InputError("the offer takes neither video nor sound: offer recvonly sections")
         if self.closed_because is not None:
             self._refuse("whep", self.closed_because)
         if len(self._watchers) + self._coming_watchers >= self._settings.max_watchers:

@@ -22,11 +22,14 @@ class Offer:
         sdp: with candidates left out that only name a host on the client's own link: the client finds us,
             and looking them up would make us ask the whole network.
         kinds: of its media sections, in order.
+        sends: of these, what the client would send. receives: what it would take.
         ice_user: the client's ICE user fragment.
     """
 
     sdp: str
     kinds: tuple[str, ...]
+    sends: tuple[str, ...]
+    receives: tuple[str, ...]
     ice_user: str
 
 
@@ -73,7 +76,33 @@ def read_offer(text: str, *, candidates: int) -> Offer:
         raise InputError("the offer has no a=ice-ufrag: it is not one that WebRTC made")
     if candidate_count(text) > candidates:
         raise InputError(f"the offer names more than {candidates} candidates")
-    return Offer(sdp=_MDNS.sub("", text), kinds=kinds, ice_user=user[1])
+    directions = _directions(text)
+    return Offer(
+        sdp=_MDNS.sub("", text),
+        kinds=kinds,
+        sends=tuple(kind for kind, direction in directions.items() if direction in ("sendrecv", "sendonly")),
+        receives=tuple(
+            kind for kind, direction in directions.items() if direction in ("sendrecv", "recvonly")
+        ),
+        ice_user=user[1],
+    )
+
+
+def _directions(text: str) -> dict[str, str]:
+    """Kind → which way media of it would go; sections that are turned off are left out."""
+    head, *sections = re.split(r"^(?=m=)", text, flags=re.MULTILINE)
+    pattern = re.compile(r"^a=(sendrecv|sendonly|recvonly|inactive)\s*$", re.MULTILINE)
+    usual = pattern.search(head)
+    found = {}
+    for section in sections:
+        header = re.match(r"m=(\w+) (\d+)", section)
+        off = header is None or (
+            int(header[2]) == 0 and not re.search(r"^a=bundle-only\s*$", section, re.MULTILINE)
+        )
+        if header is not None and not off:
+            direction = pattern.search(section) or usual
+            found[header[1]] = direction[1] if direction else "sendrecv"
+    return found
 
 
 def candidate_count(text: str) -> int:

@@ -88,6 +88,7 @@ class Limits:
         sdp_bytes: of an offer or a trickled fragment.
         candidates: ICE candidates that a client may name.
         frame_side: pixels of the longer side of a published picture.
+        body_seconds: that the body of a request may take.
         offers_per_minute: offers from one address.
         changes_per_second: other requests from one address.
         connect_seconds: from the answer to the connection.
@@ -97,6 +98,7 @@ class Limits:
     sdp_bytes: int = 65_536
     candidates: int = 64
     frame_side: int = 2_048
+    body_seconds: float = 10.0
     offers_per_minute: float = 60.0
     changes_per_second: float = 20.0
     connect_seconds: float = 30.0

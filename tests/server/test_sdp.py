@@ -1,5 +1,7 @@
 """Offers and fragments, good and bad."""
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +54,32 @@ def test_an_offer_tells_its_sections_and_loses_its_local_names() -> None:
 def test_other_offers_are_refused_with_a_reason(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read_offer(text, candidates=2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sends", "receives"),
+    [
+        ("m=video 9 X 96\r\n", ("video",), ("video",)),
+        ("m=video 9 X 96\r\na=sendonly\r\n", ("video",), ()),
+        ("m=audio 9 X 0\r\na=recvonly\r\nm=video 9 X 96\r\n", ("video",), ("audio", "video")),
+        ("a=recvonly\r\nm=video 9 X 96\r\n", (), ("video",)),
+        ("a=recvonly\r\nm=video 9 X 96\r\na=sendrecv\r\n", ("video",), ("video",)),
+        ("m=video 0 X 96\r\n", (), ()),
+        ("m=video 0 X 96\r\na=bundle-only\r\n", ("video",), ("video",)),
+        ("m=video \r\n", (), ()),
+    ],
+)
+def test_which_way_media_would_go(lines: str, sends: tuple[str, ...], receives: tuple[str, ...]) -> None:
+    offer = read_offer(f"v=0\r\na=ice-ufrag:abcd\r\n{lines}", candidates=2)
+    assert (offer.sends, offer.receives) == (sends, receives)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*OFFER.splitlines(), "m=", "m=video", "m=video 0", "a=inactive", "a=", ""])))
+def test_an_offer_of_any_lines_is_read_or_refused(lines: list[str]) -> None:
+    with suppress(InputError):
+        offer = read_offer("\r\n".join(["v=0", *lines]), candidates=2)
+        assert {*offer.sends, *offer.receives} <= {*offer.kinds}
 
 
 def test_a_fragment_holds_candidates_and_their_end() -> None:

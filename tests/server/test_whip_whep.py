@@ -193,6 +193,34 @@ async def test_nonsense_is_refused_with_a_reason(service: Running, offer: str, s
     assert service.server.registry.sessions == ()
 
 
+async def test_who_sends_nothing_cannot_publish_and_who_takes_nothing_cannot_watch(
+    published: tuple[Running, Client],
+) -> None:
+    service, client = published
+    for direction in ("recvonly", "inactive"):
+        offer = await an_offer("audio", "video", direction=direction)
+        response = await service.http.post("/whip", data=offer, headers=SDP)
+        assert (response.status, "sends no video" in await reason(response)) == (400, True)
+    rejected = re.sub(r"^m=video \d+", "m=video 0", await an_offer(), flags=re.MULTILINE)
+    response = await service.http.post("/whip", data=rejected, headers=SDP)
+    assert (response.status, "sends no video" in await reason(response)) == (400, True)
+    link = client.links["urn:toonstream:whep"]
+    response = await service.http.post(link, data=await an_offer(direction="sendonly"), headers=SDP)
+    assert (response.status, "takes neither" in await reason(response)) == (400, True)
+    assert len(service.server.registry.sessions) == 1
+
+
+async def test_a_client_that_stops_in_the_middle_of_its_offer_is_not_waited_for() -> None:
+    async with running(ServerSettings(port=0, limits=Limits(body_seconds=0.2))) as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.server.port)
+        writer.write(b"POST /whip HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/sdp\r\n")
+        writer.write(b"Content-Length: 400\r\n\r\nv=0\r\n")
+        answer = await reader.read()  # until it hangs up
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"the body did not come within 0.2 s" in answer
+        writer.close()
+
+
 async def test_a_damaged_offer_never_breaks_the_server() -> None:
     limits = Limits(offers_per_minute=1e6)
     async with running(ServerSettings(port=0, max_sessions=50, limits=limits)) as service:
@@ -231,6 +259,15 @@ async def test_a_browser_without_our_codecs_is_told(service: Running) -> None:
     response = await service.http.post("/whip", data=offer, headers=SDP)
     assert response.status == 400
     assert "VP8 or H.264" in await reason(response)
+
+
+@pytest.mark.parametrize(("codec", "other"), [("h264", "vp8"), ("vp8", "h264")])
+async def test_a_browser_without_the_usual_codec_gets_the_other(codec: Any, other: str) -> None:
+    async with running(ServerSettings(port=0, latency=0.1, codec=codec)) as service:
+        client = await connect(service.http, "/whip", Camera(), codec=other)
+        await client.picture()
+        assert [session.peer.codecs["video"] for session in service.server.registry.sessions] == [other]
+        await client.close()
 
 
 async def test_a_token_opens_what_it_should() -> None:
