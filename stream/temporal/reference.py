@@ -166,8 +166,9 @@ class FrameMemory:
         """Look at the picture; and again where frames get another size, which forgets those of the old."""
         if self._size == latent_size:
             return
+        if self._size is not None:
+            self.cut()
         self._size = latent_size
-        self.cut()
         if self._look_at is None:
             return
         for level, outputs in zip(self._levels, self._look_at(latent_size), strict=True):
