@@ -5,15 +5,19 @@ what was run before it. A stream has few shapes (one, and those of the last wind
 each size that it may be drawn at), so a few compiled forms are kept, the latest used.
 """
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from toonstream.engines.compiled import CompiledStore, content_checksum
 from toonstream.engines.engine import NetworkSource, TensorSpec
 from toonstream.engines.onnx_file import onnx_file
 from toonstream.errors import EngineError
@@ -24,6 +28,7 @@ _KEPT_SHAPES = 16  # a live stream's sizes, and what each is called with at the 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "i64": torch.int64}
 
 Precision = Literal["auto", "float32", "bfloat16"]
+_Shapes: TypeAlias = tuple[tuple[int, ...], ...]  # of all inputs, in order
 
 
 class OpenVinoEngine:
@@ -32,7 +37,8 @@ class OpenVinoEngine:
     Args:
         precision: what to compute in. `auto` is bfloat16 where the CPU has instructions for it, else float32.
             Tensors in and out are float32 all the same.
-        cache_dir: a folder where compiled networks are kept from run to run; None keeps none.
+        compiled: where compiled networks are kept from run to run; None keeps none. Networks whose weights
+            were replaced are not kept.
 
     Raises:
         EngineError: OpenVINO is not installed.
@@ -40,7 +46,7 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, *, precision: Precision = "auto", cache_dir: Path | None = None) -> None:
+    def __init__(self, *, precision: Precision = "auto", compiled: CompiledStore | None = None) -> None:
         try:
             import openvino
         except ImportError:
@@ -56,8 +62,14 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         }
-        if cache_dir is not None:
-            self._options["CACHE_DIR"] = str(cache_dir)
+        self._compiled = compiled
+        self._machine = {
+            "version": openvino.get_version(),
+            "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+            "capabilities": sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            "cores": os.cpu_count(),
+            "options": self._options,
+        }
 
     def load(self, source: NetworkSource) -> "OpenVinoNetwork":
         """Read a network's ONNX file; it is compiled when it is first called.
@@ -73,7 +85,12 @@ class OpenVinoEngine:
                 f"OpenVINO cannot read {source.onnx}: {_first_line(error)}; use --engine torch"
             ) from None
         _put(source.weights, model)
-        return OpenVinoNetwork(source.name, self._core, model, self._options)
+        network = OpenVinoNetwork(source.name, self._core, model, self._options)
+        if self._compiled is not None and not source.weights:
+            with suppress(OSError):  # what cannot be told from others is not kept
+                key = {**self._machine, "network": path.name, "content": _checksum(path)}
+                network.keep_in(self._compiled, key)
+        return network
 
 
 class OpenVinoNetwork:
@@ -84,18 +101,33 @@ class OpenVinoNetwork:
         self._core = core
         self._model = model
         self._options = options
-        self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self._store: CompiledStore | None = None
+        self._key: Mapping[str, object] = {}
+        self._requests: OrderedDict[_Shapes, Future[Any]] = OrderedDict()
         self._lock = threading.Lock()  # on the requests
         self.inputs = tuple(_spec(port) for port in model.inputs)
         self.outputs = tuple(_spec(port) for port in model.outputs)
 
+    def keep_in(self, store: CompiledStore, key: Mapping[str, object]) -> None:
+        """Look in a store before compiling, and keep there what was compiled; the key lacks the shapes."""
+        self._store, self._key = store, key
+
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
-        """Compile for these shapes, on any thread, while others run.
+        """Compile for tensors of these shapes, on any thread, while others run.
 
         Raises:
             EngineError: OpenVINO refuses the network or these shapes.
         """
-        self._request(tuple(tuple(tensors[spec.name].shape) for spec in self.inputs))
+        self._request(self._shapes(tensors))
+
+    def shapes_given(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Say what shapes the outputs have for tensors of these shapes, without compiling.
+
+        Raises:
+            EngineError: OpenVINO refuses these shapes.
+        """
+        model = self._reshaped(self._shapes(tensors))
+        return {spec.name: tuple(port.shape) for spec, port in zip(self.outputs, model.outputs, strict=True)}
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once, on CPU tensors.
@@ -117,27 +149,73 @@ class OpenVinoNetwork:
         request.infer()
         return made
 
-    def _request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """Give the inference request for these input shapes, compiling the network if it has none yet."""
+    def _shapes(self, tensors: Mapping[str, Tensor]) -> _Shapes:
+        return tuple(tuple(tensors[spec.name].shape) for spec in self.inputs)
+
+    def _request(self, shapes: _Shapes) -> Any:
+        """Give the inference request for these input shapes, made now if there is none yet."""
         with self._lock:
-            if shapes in self._requests:
+            waiting = self._requests.get(shapes)
+            if waiting is None:
+                made: Future[Any] = Future()
+                self._requests[shapes] = made
+            else:
                 self._requests.move_to_end(shapes)
-                return self._requests[shapes]
+        if waiting is not None:  # another thread may still be at it
+            return waiting.result()
+        try:
+            made.set_result(self._compile(shapes).create_infer_request())
+        except BaseException as error:
+            made.set_exception(error)
+            with self._lock:
+                self._requests.pop(shapes, None)
+            raise
+        with self._lock:
+            if len(self._requests) > _KEPT_SHAPES:
+                self._requests.popitem(last=False)
+        return made.result()
+
+    def _compile(self, shapes: _Shapes) -> Any:
+        key = {**self._key, "shapes": shapes}
+        kept = self._store.find(key) if self._store is not None else None
+        if kept is not None:
+            try:
+                return self._core.import_model(kept, "CPU", self._options)
+            except RuntimeError:
+                pass  # whatever is wrong with it, the network itself is there
+        model = self._reshaped(shapes)
+        try:
+            compiled = self._core.compile_model(model, "CPU", self._options)
+        except RuntimeError as error:
+            raise self._refusal(shapes, error) from None
+        if self._store is not None:
+            self._store.keep(key, _exported(compiled))
+        return compiled
+
+    def _reshaped(self, shapes: _Shapes) -> Any:
         from openvino import PartialShape
 
         model = self._model.clone()
         try:
             model.reshape({index: PartialShape(list(shape)) for index, shape in enumerate(shapes)})
-            request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
         except RuntimeError as error:
-            raise EngineError(
-                f"OpenVINO refuses {self._name} for shapes {shapes}: {_first_line(error)}; use --engine torch"
-            ) from None
-        with self._lock:
-            self._requests[shapes] = request
-            if len(self._requests) > _KEPT_SHAPES:
-                self._requests.popitem(last=False)
-        return request
+            raise self._refusal(shapes, error) from None
+        return model
+
+    def _refusal(self, shapes: _Shapes, error: RuntimeError) -> EngineError:
+        return EngineError(
+            f"OpenVINO refuses {self._name} for shapes {shapes}: {_first_line(error)}; use --engine torch"
+        )
+
+
+def _checksum(path: Path) -> str:
+    """Of an ONNX file, and of whatever lies beside it: there are the weights."""
+    return content_checksum(file for file in path.parent.iterdir() if file.is_file())
+
+
+def _exported(compiled: Any) -> bytes:
+    exported = compiled.export_model()
+    return exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
 
 
 def _put(weights: Mapping[str, Tensor], model: Any) -> None:

@@ -5,8 +5,10 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from toonstream.engines.compiled import CompiledStore
 from toonstream.engines.engine import Engine
 from toonstream.engines.memory import gpu_too_old
+from toonstream.engines.store import cache_folder
 from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import EngineError
@@ -99,7 +101,7 @@ def open_engine(
         case "openvino":
             from toonstream.engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine()
+            return OpenVinoEngine(compiled=CompiledStore(cache_folder() / "openvino"))
         case "onnxruntime":
             from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 

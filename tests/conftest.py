@@ -1,11 +1,20 @@
 """What several folders of tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from toonstream.demo import Scene, write_scene
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps what is kept from run to run out of the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("TOONSTREAM_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture
