@@ -72,7 +72,7 @@ class FlowMatcher:
         effort: of the flow.
     """
 
-    def __init__(self, *, remembered: int = 64, effort: Effort = "fast") -> None:
+    def __init__(self, *, remembered: int = 64, effort: Effort = "medium") -> None:
         self._flows: OrderedDict[tuple[int, int], Flow] = OrderedDict()
         self._remembered = remembered
         self._effort: Effort = effort
