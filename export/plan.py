@@ -81,10 +81,15 @@ def files_here(preset: Preset) -> dict[str, tuple[Located, ...] | None]:
 
 def _missing(preset: Preset, locator: Locator) -> str:
     why = " and the hub cannot be reached" if locator.unreachable else ""
+    hubs = dict.fromkeys(part.source for part in preset.parts().values() if part.on_hub)
+    listed = [line for line in locator.missing if not line.startswith(tuple(f"{hub}/" for hub in hubs))]
+    for hub in hubs:
+        names = [line.removeprefix(f"{hub}/") for line in locator.missing if line.startswith(f"{hub}/")]
+        listed += [f"of {hub} {', '.join(names)}"] if names else []
     return (
-        f"{preset.name} needs {len(locator.missing)} files that are not here{why}: "
-        f"{', '.join(locator.missing)}; put the hub's files below {cache_folder() / 'parts'}, "
-        "under just these names, or give paths of your own in the preset"
+        f"{preset.name} needs {len(locator.missing)} files that are not here{why}: {'; '.join(listed)}. "
+        f"Put the hub's files below {cache_folder() / 'parts'}/OWNER/NAME, under just these names, or give "
+        "paths of your own in the preset"
     )
 
 

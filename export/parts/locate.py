@@ -4,7 +4,9 @@ Files are looked up where they already are, and only what is nowhere is download
 never touches the network. What is missing is collected, so that one error can name all of it.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -90,7 +92,8 @@ class Locator:
             return None
         network_error: type[BaseException] = HfHubHTTPError.__mro__[1]  # of whatever library the hub's uses
         try:
-            hf_hub_download(part.source, name, revision=part.revision or None)
+            with _quiet_hub():  # it tells every try of its own; what comes of them is told here
+                hf_hub_download(part.source, name, revision=part.revision or None)
         except RemoteEntryNotFoundError:
             return None
         except GatedRepoError:
@@ -120,6 +123,17 @@ class Locator:
             line += " (pickled, and so not downloaded without --allow-pickle)"
         if line not in self.missing:
             self.missing.append(line)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _by_hand(source: str) -> Path:

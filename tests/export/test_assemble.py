@@ -407,7 +407,13 @@ def test_hub_parts_load_from_its_cache_and_by_hand(
 
 @pytest.mark.parametrize("why", ["offline", "unreachable"])
 def test_all_that_is_missing_is_named_at_once(
-    why: str, folders: Preset, small: Any, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    why: str,
+    folders: Preset,
+    small: Any,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     if why == "unreachable":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -430,11 +436,12 @@ def test_all_that_is_missing_is_named_at_once(
     assert "small needs 5 files that are not here and the hub cannot be reached" in text
     for name in (
         str(copy / "unet" / "config.json"),
-        "someone/motion/diffusion_pytorch_model.fp16.safetensors",
-        "someone/motion/config.json",
-        "someone/vae/vae/config.json",
+        "; of someone/motion diffusion_pytorch_model.fp16.safetensors (or diffusion_pytorch_model.safetensors)",
+        ", config.json; of someone/vae vae/diffusion_pytorch_model",
+        "vae/config.json. Put the hub's files below ",
     ):
         assert name in text
+    assert "Retrying" not in capfd.readouterr().err
     assert str(cache / "parts") in text
     assert "\n" not in text
 
