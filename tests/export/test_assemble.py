@@ -436,7 +436,7 @@ def test_all_that_is_missing_is_named_at_once(
     assert "small needs 5 files that are not here and the hub cannot be reached" in text
     for name in (
         str(copy / "unet" / "config.json"),
-        "; of someone/motion diffusion_pytorch_model.fp16.safetensors (or diffusion_pytorch_model.safetensors)",
+        "of someone/motion diffusion_pytorch_model.fp16.safetensors (or diffusion_pytorch_model.safetensors)",
         ", config.json; of someone/vae vae/diffusion_pytorch_model",
         "vae/config.json. Put the hub's files below ",
     ):
