@@ -124,18 +124,21 @@ async def soak(words: list[str], size: int, fps: int, minutes: float) -> tuple[l
             )
         ]
         began = time.perf_counter()
-        while (passed := (time.perf_counter() - began) / 60) < minutes:
-            await asyncio.sleep(_LOOK)
-            async with http.get(f"{publisher.location}/statistics") as response:
-                assert response.status == 200, await response.text()
-                figures = await response.json()
-            looks.append(look(process, passed, figures))
-            if len(looks) % 30 == 1:
-                print(json.dumps(asdict(looks[-1])), flush=True)
-        for task in coming:
-            task.cancel()
-        await asyncio.gather(*coming, return_exceptions=True)
-        await publisher.close()
+        try:
+            while (passed := (time.perf_counter() - began) / 60) < minutes:
+                await asyncio.sleep(_LOOK)
+                async with http.get(f"{publisher.location}/statistics") as response:
+                    if response.status != 200:
+                        raise SystemExit(f"after {passed:.1f} minutes: {await response.text()}")
+                    figures = await response.json()
+                looks.append(look(process, passed, figures))
+                if len(looks) % 30 == 1:
+                    print(json.dumps(asdict(looks[-1])), flush=True)
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+            await publisher.close()
     return looks, visitors
 
 
