@@ -1,0 +1,34 @@
+"""What clients ask for, as it reaches the live core; no frame is drawn."""
+
+from pathlib import Path
+
+import pytest
+
+from toonstream.engines.onnxruntime import OnnxRuntimeEngine
+from toonstream.errors import InputError
+from toonstream.export.checkpoints import open_model, shipped_model
+from toonstream.server.drawing import Drawing
+from toonstream.server.live import Change
+from toonstream.stream.live.networks import SharedNetworks
+from toonstream.stream.live.settings import LiveSettings
+
+
+def test_loras_are_offered_and_asked_for_by_name() -> None:
+    model = open_model(shipped_model())
+    shared = SharedNetworks.load(model, OnnxRuntimeEngine(), loras={"ink": Path("ink.safetensors")})
+    drawing = Drawing(shared, model, LiveSettings(latency=0.4))
+    assert drawing.catalogue.loras == ("ink",)
+    live = drawing(Change(loras={"ink": 0.5}), lambda toon, at: None, lambda reason: None)
+    try:
+        live.change(Change(loras={}))
+        live.change(Change(loras={"ink": -1, "unasked": 0.0}))  # which counts for nothing
+        for name in ("nope", "../ink", "/etc/ink.safetensors"):
+            with pytest.raises(InputError, match="there is no LoRA"):
+                live.change(Change(loras={name: 1.0}))
+        with pytest.raises(InputError, match="-10 to 10"):
+            live.change(Change(loras={"ink": 1e9}))
+    finally:
+        live.close()
+        shared.close()
+    with pytest.raises(InputError, match="there is no LoRA"):
+        drawing(Change(loras={"nope": 1.0}), lambda toon, at: None, lambda reason: None)
