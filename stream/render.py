@@ -22,6 +22,7 @@ from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon, load_stylizer
 from toonstream.stream.temporal.cuts import Scenes
+from toonstream.stream.temporal.picture import read_picture
 from toonstream.stream.temporal.stages import in_stages
 
 __all__ = ["Rendered", "pixel_aspect", "render_clip"]
@@ -120,6 +121,8 @@ def render_clip(
         EngineError: the engine cannot be used.
     """
     _check_contact_sheet(settings.contact_sheet)
+    if settings.reference is not None:
+        read_picture(settings.reference)  # to find out before the work that it cannot be read
     engine_wanted = engine_name(settings.engine)
     model = load_model(settings.model, engine=engine_wanted, allow_pickle=settings.allow_pickle, say=say)
     model = with_loras(model, settings.loras, allow_pickle=settings.allow_pickle)
@@ -142,7 +145,7 @@ def render_clip(
             )
         )
         engine = open_stream_engine(engine_wanted, model, choices, size=size, say=say)
-        stylizer = load_stylizer(model, choices, engine=engine, stopwatch=stopwatch)
+        stylizer = load_stylizer(model, choices, engine=engine, stopwatch=stopwatch, size=size)
         sheet = ContactSheet()
         end = 0.0
         started(
