@@ -13,8 +13,10 @@ from toonstream.engines.engine import Engine, Network
 from toonstream.errors import ModelError
 from toonstream.export.checkpoints import Model
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
+from toonstream.stream.ahead import prepare_unet
+from toonstream.stream.batching import EqualBatches
 from toonstream.stream.clock import Stopwatch, TimedNetwork
-from toonstream.stream.conditions import Conditioned, as_image
+from toonstream.stream.conditions import Conditioned, as_image, padded_size
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
@@ -105,7 +107,12 @@ class Stylizer:
 
 
 def load_stylizer(
-    model: Model, settings: RenderSettings, *, engine: Engine, stopwatch: Stopwatch
+    model: Model,
+    settings: RenderSettings,
+    *,
+    engine: Engine,
+    stopwatch: Stopwatch,
+    size: tuple[int, int] | None = None,
 ) -> Stylizer:
     """Load a model's networks and read the prompt.
 
@@ -114,6 +121,7 @@ def load_stylizer(
         settings: how to run them.
         engine: what runs them. The networks of a `SwitchableEngine` are replaced between windows.
         stopwatch: is told, under each network's name, how long it is busy.
+        size: (width, height) of the frames to come, in pixels, for an engine that compiles to begin with.
 
     Raises:
         InputError: a prompt is longer than the model takes, or the reference picture cannot be read.
@@ -131,15 +139,30 @@ def load_stylizer(
         raise ModelError(
             f"{model.defaults.name} has no {unet}: add it with `export.reference.with_reference`"
         )
-    networks = {name: TimedNetwork(engine.load(model.sources[name]), name, stopwatch) for name in names}
+    loaded = {name: engine.load(model.sources[name]) for name in names}
+    guided = settings.guidance > 1.0
+    networks: dict[str, TimedNetwork] = {}
+    for name, network in loaded.items():
+        if name.startswith("controlnet_") and engine.name == "openvino":  # compiles for every shape anew
+            levels = settings.steps if settings.mode == "skewed" else 1
+            network = EqualBatches(network, (1 + guided) * levels * settings.stride)
+        networks[name] = TimedNetwork(network, name, stopwatch)
     networks["unet"] = networks[unet]
     encode = PromptEncoder(
         engine.load(model.sources["text_encoder"]),
         PromptTokenizer(model.tokenizer_path, model.embeddings),
         readers=networks.values(),
     )
-    guided = settings.guidance > 1.0
     text, *negative = encode(settings.prompt, *([settings.negative_prompt] if guided else []))
+    if size is not None and not settings.attends:
+        prepare_unet(
+            loaded,
+            hint=next(iter(model.defaults.controlnets)),
+            size=padded_size(size, model.size_multiple),
+            text=torch.cat([*negative, text]),
+            window=settings.window,
+            channels=model.latent_channels,
+        )
     decoder = Tiled(
         networks["vae_decoder"],
         cost=Cost.of(model.vae_config, itemsize=2 if text.is_cuda else 4),
