@@ -4,7 +4,7 @@
     python bench/live_core.py --sessions 3 --promises 400ms --sizes 256
 
 A picture that moves is offered at 30 fps, as a camera would. Capture is when a frame is offered; the other
-glass is where its toon is shown, if it is shown in order and evenly (see stream/live/pacing.py). What has to
+glass is where its toon is shown, if it is shown in order and evenly (see stream/delay.py). What has to
 be built is built before the clock starts.
 """
 
@@ -24,9 +24,9 @@ from toonstream.config import Size
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.stream.clock import monotonic
+from toonstream.stream.delay import Delay
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.networks import SharedNetworks
-from toonstream.stream.live.pacing import Pacer
 from toonstream.stream.live.session import LiveSession, LiveToon
 from toonstream.stream.live.settings import LiveSettings, parse_latency
 from toonstream.stream.live.statistics import Percentiles
@@ -41,22 +41,21 @@ class Viewer:
 
     shared: SharedNetworks
     settings: LiveSettings
-    pacer: Pacer = field(init=False)
+    delay: Delay = field(init=False)
     committed: list[float] = field(default_factory=list)
     shown: list[float] = field(default_factory=list)
     since: float = float("inf")
 
     def __post_init__(self) -> None:
-        self.pacer = Pacer(least=self.settings.latency or 0.0)
+        self.delay = Delay(initial=self.settings.latency or 0.0)
         self.session = LiveSession(self.shared, self.settings, deliver=self._take)
 
     def _take(self, toon: LiveToon) -> None:
         now = monotonic()
-        pts = float(toon.toon.pts * toon.toon.time_base)
-        placed = self.pacer.place(pts, captured_at=toon.captured_at, now=now)
+        self.delay.ready(toon.captured_at, now)
         if toon.captured_at >= self.since:
             self.committed.append(toon.committed_at - toon.captured_at)
-            self.shown.append(max(placed.at, now) - toon.captured_at)
+            self.shown.append(max(self.delay.due(toon.captured_at), now) - toon.captured_at)
 
 
 def moving(size: int, frames: int) -> list[NDArray[np.uint8]]:

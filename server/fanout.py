@@ -8,8 +8,8 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from toonstream.server.encode import Encoded, Encoder
-from toonstream.server.timing import Playout
 from toonstream.stream.clock import Clock, monotonic
+from toonstream.stream.delay import Delay
 
 __all__ = ["AnyLane", "Drop", "Lane", "Subscription"]
 
@@ -99,10 +99,10 @@ class Lane(Generic[T]):
     Args:
         make_encoder: called when the first watcher is there.
         captured_at: when an item was captured, on the clock's time.
-        playout: says when it is due.
+        delay: says when it is due.
         threads: where to encode.
         dropped: is told of drops.
-        leading: this lane decides the delay of `playout`; sound only follows.
+        leading: this lane decides the delay; sound only follows.
         sent: is told the seconds from capture to hand-out of every packet.
         failed: is told why encoding cannot go on.
         clock: the time.
@@ -112,7 +112,7 @@ class Lane(Generic[T]):
         self,
         make_encoder: Callable[[], Encoder],
         captured_at: Callable[[T], float],
-        playout: Playout,
+        delay: Delay,
         *,
         threads: Executor,
         dropped: Drop,
@@ -123,7 +123,7 @@ class Lane(Generic[T]):
     ) -> None:
         self._make_encoder = make_encoder
         self._captured_at = captured_at
-        self._playout = playout
+        self._delay = delay
         self._threads = threads
         self._dropped = dropped
         self._leading = leading
@@ -215,17 +215,17 @@ class Lane(Generic[T]):
             item, came = self._waiting.popleft()
             begin = self._clock()
             if self._leading:
-                self._playout.ready(self._captured_at(item), came)
-            if self._waiting and begin > self._playout.due(self._captured_at(item)) + OVERDUE:
+                self._delay.ready(self._captured_at(item), came)
+            if self._waiting and begin > self._delay.due(self._captured_at(item)) + OVERDUE:
                 self._dropped("encode", "late")
                 continue
             packets = await loop.run_in_executor(
                 self._threads, partial(self._encoder.encode, item, key=self._takes_key())
             )
             if self._leading:  # the time spent waiting for the frames before is not this one's fault
-                self._playout.ready(self._captured_at(item), came + self._clock() - begin)
+                self._delay.ready(self._captured_at(item), came + self._clock() - begin)
             for encoded in packets:
-                await self._pause(self._playout.due(encoded.captured_at) - self._clock())
+                await self._pause(self._delay.due(encoded.captured_at) - self._clock())
                 self.encoded += 1
                 self._sent(self._clock() - encoded.captured_at)
                 for subscription in tuple(self._subscriptions):

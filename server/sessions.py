@@ -20,9 +20,9 @@ from toonstream.server.metrics import Metrics
 from toonstream.server.peers import Peer
 from toonstream.server.sdp import Offer
 from toonstream.server.settings import ServerSettings
-from toonstream.server.timing import Playout
 from toonstream.server.tracks import LaneTrack
 from toonstream.stream.clock import monotonic
+from toonstream.stream.delay import Delay
 from toonstream.stream.frame import Frame
 
 __all__ = ["Session", "Watcher"]
@@ -127,7 +127,7 @@ class Session:
         self.over_because: str | None = None
         self._loop = asyncio.get_running_loop()
         self._began = monotonic()
-        self._playout = Playout(initial=settings.latency)
+        self._delay = Delay(initial=settings.latency)
         self._in, self._out, self._latencies = Rate(), Rate(), Latencies()
         self._size: tuple[int, int] | None = None
         self._live: Live | None = None
@@ -137,7 +137,7 @@ class Session:
         self._sound: Lane[tuple[AudioFrame, float]] = Lane(
             lambda: OpusSound(self._began),
             lambda item: item[1],
-            self._playout,
+            self._delay,
             threads=threads,
             dropped=metrics.dropped,
             leading=False,
@@ -220,7 +220,7 @@ class Session:
             "frames_in_per_second": round(self._in.per_second(now), 1),
             "frames_out_per_second": round(self._out.per_second(now), 1),
             "latency_ms": self._latencies.percentiles(),
-            "playout_ms": round(1000 * self._playout.delay, 1),
+            "playout_ms": round(1000 * self._delay.seconds, 1),
             "size": self._size,
             "codec": self.peer.codecs.get("video"),
             "watchers": len(self.watchers),
@@ -283,7 +283,7 @@ class Session:
         return Lane(
             lambda: VideoEncoder(codec, bitrate=self._settings.bitrate),
             lambda picture: picture.captured_at,
-            self._playout,
+            self._delay,
             threads=self._threads,
             dropped=self._metrics.dropped,
             leading=True,

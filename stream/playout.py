@@ -4,16 +4,15 @@ Pure policy; whoever owns it gives it the time, and locks.
 """
 
 import heapq
-from collections import deque
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from toonstream.stream.delay import Delay
 from toonstream.stream.frame import Frame
 from toonstream.stream.sources.sound import Sound
 
 __all__ = ["Playout"]
 
-_WINDOW = 3.0  # seconds whose slowest toon says how far behind capture everything is shown
 _QUIET = 1.0  # seconds without a toon after which the last one is shown again
 _AGAIN = 0.2  # seconds between such repetitions
 _PATIENCE = 1.0  # seconds in which a source may catch up that all toons came too late
@@ -32,13 +31,12 @@ class _Entry:
 class Playout:
     """Puts toons and sound in order, and says when each goes out.
 
-    Everything is shown the same while after it was captured: as long as the slowest of the last seconds took.
-    So sound, which is there at once, waits as long as the pictures do. Where no toon comes for a while, the
-    last one is repeated, with times that go on, so that nobody at the other end hangs up. Toons from before
-    these times come too late, if the source catches up; if it stays behind, its times are moved.
+    Everything is shown the same while after it was captured, see `Delay`. So sound, which is there at once,
+    waits as long as the pictures do. Where no toon comes for a while, the last one is repeated, with times
+    that go on, so that nobody at the other end hangs up. Toons from before these times come too late, if the
+    source catches up; if it stays behind, its times are moved.
 
     Attributes:
-        delay: seconds behind capture.
         late: toons that were not shown because a later time had been shown already.
         lost: packets of sound likewise, or that had no room.
         repeated: how often a toon was shown again.
@@ -46,13 +44,12 @@ class Playout:
     """
 
     def __init__(self) -> None:
-        self.delay = 0.0
+        self._delay = Delay(initial=0.0)
         self.late = self.lost = self.repeated = 0
         self.shift = Fraction(0)
         self._late_since: float | None = None
         self._heap: list[_Entry] = []
         self._frames = self._number = 0
-        self._took: deque[tuple[float, float]] = deque()  # (when, seconds), seconds falling
         self._offset: float | None = None  # from the stream's time to the clock's
         self._last: Frame | None = None
         self._last_time = Fraction(-1)
@@ -69,9 +66,7 @@ class Playout:
         time = frame.pts * frame.time_base
         self._offset = captured_at - float(time)
         if time + self.shift > self._last_time:  # what comes too late to be shown delays nothing
-            while self._took and self._took[-1][1] <= now - captured_at:
-                self._took.pop()
-            self._took.append((now, now - captured_at))
+            self._delay.ready(captured_at, now)
         self._frames += 1
         self._push(time, 0, frame)
 
@@ -90,7 +85,6 @@ class Playout:
             everything: whether it is the end, and nothing waits any longer.
             keep_alive: whether to show the last toon again where no other comes.
         """
-        self._forget(now)
         out: list[Frame | Sound] = []
         while self._heap and (everything or self._frames > _FRAMES or self._ripe(self._heap[0], now)):
             out += self._pop(now)
@@ -103,13 +97,16 @@ class Playout:
     def wake_at(self, now: float) -> float:
         """When to ask again, at the latest."""
         times = [now + _QUIET]
-        if len(self._took) > 1:  # then everything may go out earlier
-            times.append(self._took[0][0] + _WINDOW)
         if self._heap and self._offset is not None:
             times.append(float(self._heap[0].time) + self._offset + self.delay)
         if self._last is not None:
             times.append(self._last_at + (_AGAIN if self._last.index < 0 else _QUIET))
         return max(now, min(times))
+
+    @property
+    def delay(self) -> float:
+        """Seconds behind capture."""
+        return self._delay.seconds
 
     @property
     def waiting(self) -> int:
@@ -140,11 +137,6 @@ class Playout:
 
     def _ripe(self, entry: _Entry, now: float) -> bool:
         return self._offset is not None and float(entry.time) + self._offset + self.delay <= now
-
-    def _forget(self, now: float) -> None:
-        while len(self._took) > 1 and self._took[0][0] < now - _WINDOW:
-            self._took.popleft()
-        self.delay = max(0.0, self._took[0][1]) if self._took else 0.0
 
     def _again(self, now: float) -> Frame:
         """The last toon, for a time that has gone on as the clock has. An index below 0 marks it."""

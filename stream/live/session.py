@@ -41,7 +41,7 @@ class LiveSession:
         shared: the networks.
         settings: what the viewer asks for.
         deliver: takes the toons in order, on the worker's thread; while it works nothing else is drawn, so it
-            hands them on (see `Outbox`).
+            only hands them on.
         ended: told once, on the worker's thread, after the last toon.
         notify: told what a person may want to read, on the worker's thread.
         clock: gives the time, in seconds; the clock of `captured_at`.

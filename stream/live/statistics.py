@@ -43,7 +43,7 @@ class Drop:
     """Frames that did not come through.
 
     Attributes:
-        place: where: `input`, `flight` or what a consumer calls its own, such as `outbox`.
+        place: where: `input`, `flight` or what a consumer calls its own, such as `screen`.
         reason: why: `late` (a newer one came), `rate` (the plan keeps fewer), `clock` (it was not after the
             one before), `closed`, `failed`, or a consumer's own.
         count: how many since the start.

@@ -11,8 +11,8 @@ from stand_in import until
 
 from toonstream.server.encode import Encoded
 from toonstream.server.fanout import RING, Lane, Subscription
-from toonstream.server.timing import Playout
 from toonstream.stream.clock import monotonic
+from toonstream.stream.delay import Delay
 
 
 class Counting:
@@ -35,7 +35,7 @@ async def lane() -> AsyncIterator[tuple[Lane[int], Counter[tuple[str, str]]]]:
         lane: Lane[int] = Lane(
             Counting,
             lambda item: 0.0,
-            Playout(initial=0.0),
+            Delay(initial=0.0),
             threads=threads,
             dropped=lambda *place: drops.update([place]),
             leading=False,
@@ -132,7 +132,7 @@ async def test_an_encoder_that_fails_says_why_and_ends_what_is_watched() -> None
         lane: Lane[int] = Lane(
             Broken,
             lambda item: 0.0,
-            Playout(initial=0.0),
+            Delay(initial=0.0),
             threads=threads,
             dropped=lambda *place: None,
             leading=False,
@@ -151,7 +151,7 @@ async def test_a_burst_that_comes_late_is_shown_whole() -> None:
         lane: Lane[float] = Lane(
             Counting,
             lambda captured_at: captured_at,
-            Playout(initial=0.1),
+            Delay(initial=0.1),
             threads=threads,
             dropped=lambda *place: drops.update([place]),
             leading=True,
