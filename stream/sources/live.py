@@ -1,5 +1,6 @@
 """Sources that go on by themselves: networks, cameras, screens; and files, read as fast as they play."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import cast
+from urllib.parse import urlsplit
 
 import av
 import cv2
@@ -49,6 +51,8 @@ _NEARLY_SQUARE = Fraction(1, 50)
 _THREADS = 2
 _STORED = ("hls", "dash", "mov", "matroska", "avi", "gif")  # formats that come as fast as they are read
 _LATE = 1.0  # seconds behind its own times from which a paced source takes a new start
+_RTSP_PORT = 554
+_CALL_SECONDS = 0.5  # that reaching ourselves may take
 _LISTEN_SECONDS = 60.0  # between two looks at whether somebody connected and then said nothing
 
 
@@ -212,6 +216,8 @@ class LiveSource:
     def interrupt(self) -> None:
         """End waiting and reading, from any thread, as soon as FFmpeg lets go."""
         self._stop.set()
+        if self.opening.listens and self.opening.url.startswith("rtsp"):
+            _call(self.opening.url)
 
     def _open(self, stack: ExitStack) -> InputContainer | None:
         """Open it, and leave in `stack` what is to be closed later; None if a stop came first."""
@@ -442,6 +448,14 @@ def _squared(image: NDArray[np.uint8], aspect: Fraction) -> NDArray[np.uint8]:
         return image
     size = max(1, round(width * aspect)), height
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def _call(url: str) -> None:
+    """Connect to where FFmpeg listens, and hang up: nothing else ends its waiting."""
+    parts = urlsplit(url)
+    host = parts.hostname if parts.hostname not in (None, "0.0.0.0", "::") else "localhost"
+    with suppress(OSError), socket.create_connection((host, parts.port or _RTSP_PORT), timeout=_CALL_SECONDS):
+        pass
 
 
 def _context(stream: Stream) -> CodecContext | None:

@@ -334,8 +334,9 @@ def test_listening_to_a_publisher_until_it_leaves(make_clip, address, says):
     assert formats[0].sound.codec == "aac"
 
 
-def test_whoever_listens_can_be_interrupted():
-    source = LiveSource(open_source(f"rtmp://127.0.0.1:{free_port()}/live/key", listen=True))
+@pytest.mark.parametrize("address", ["rtmp://127.0.0.1:{}/live/key", "rtsp://127.0.0.1:{}/live"])
+def test_whoever_listens_can_be_interrupted(address):
+    source = LiveSource(open_source(address.format(free_port()), listen=True))
     thread = threading.Thread(target=lambda: read(source))
     thread.start()
     while thread.is_alive():
