@@ -40,6 +40,7 @@ from toonstream.export.checkpoints import Model
 from toonstream.export.reference import with_reference
 from toonstream.modes import parse_mode
 from toonstream.stream.clock import Stopwatch
+from toonstream.stream.compare import LoadedOnce
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import Toon, load_stylizer
@@ -155,6 +156,21 @@ class Bench:
     frames: int
     minutes: float
 
+    @cached_property
+    def attending(self) -> Model:
+        """The model that can attend to what is remembered."""
+        return with_reference(self.model, engine=self.engine)
+
+    @cached_property
+    def loaded(self) -> Engine:
+        """The engine, which loads every network once."""
+        return LoadedOnce(open_engine(engine_name(self.engine)))
+
+    @cached_property
+    def ablated(self) -> Engine:
+        """Torch without motion modules, likewise."""
+        return LoadedOnce(Ablated(open_engine("torch")))
+
     def choices(self, row: Row) -> RenderSettings:
         """The row's settings, with nothing left open."""
         return parse_mode(row.mode, self.base).resolve(self.model.defaults)
@@ -162,14 +178,9 @@ class Bench:
     def draw(self, row: Row, frames: Iterable[Frame], costs: Cell) -> Iterator[Toon]:
         """Draw frames; tells `costs` in the end."""
         choices, stopwatch, counts = self.choices(row), Stopwatch(), Counter[str]()
-        model = with_reference(self.model, engine=self.engine) if choices.attends else self.model
-        engine = open_engine(engine_name(self.engine)) if row.motion else Ablated(open_engine("torch"))
-        stylizer = in_stages(
-            load_stylizer(
-                model, choices, engine=CountingEngine(engine=engine, counts=counts), stopwatch=stopwatch
-            ),
-            choices,
-        )
+        model = self.attending if choices.attends else self.model
+        engine = CountingEngine(engine=self.loaded if row.motion else self.ablated, counts=counts)
+        stylizer = in_stages(load_stylizer(model, choices, engine=engine, stopwatch=stopwatch), choices)
         side = (self.size, self.size)
         prepare = Scenes(
             Conditions(
@@ -555,8 +566,8 @@ def chosen_rows(options: argparse.Namespace) -> list[Row]:
     return rows + [Row(name=mode, mode=mode) for mode in options.also]
 
 
-def main() -> None:
-    options = parser().parse_args()
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
     if options.aesthetic is not None and options.clip_model is None:
         raise SystemExit("--aesthetic is a head on CLIP: give --clip-model, too")
     rows = chosen_rows(options)

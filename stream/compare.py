@@ -34,7 +34,7 @@ from toonstream.stream.temporal.cuts import Scenes
 from toonstream.stream.temporal.measure import Figures, Meter, Survey
 from toonstream.stream.temporal.stages import in_stages
 
-__all__ = ["Compared", "Lockstep", "ModeFigures", "compare_clip"]
+__all__ = ["Compared", "LoadedOnce", "Lockstep", "ModeFigures", "compare_clip"]
 
 SOURCE = "source"
 """What the first picture is called, and what it is measured as."""
@@ -317,7 +317,7 @@ class _Board:
         )
 
 
-class _LoadedOnce:
+class LoadedOnce:
     """An engine that gives a network out again to whoever asks next: networks keep nothing between calls."""
 
     def __init__(self, engine: Engine) -> None:
@@ -326,9 +326,11 @@ class _LoadedOnce:
 
     @property
     def name(self) -> str:
+        """As the engine within is called."""
         return self._engine.name
 
     def load(self, source: NetworkSource) -> Network:
+        """Load, the first time."""
         for loaded, network in self._loaded:
             if loaded is source:
                 return network
@@ -350,7 +352,7 @@ def _engines(
     if isinstance(engine, SwitchableEngine | TensorRtEngine):
         others = [open_stream_engine(name, model, chosen, size=size, say=say) for chosen in choices[1:]]
         return [engine, *others]
-    return [_LoadedOnce(engine)] * len(choices)
+    return [LoadedOnce(engine)] * len(choices)
 
 
 def _facts(settings: RenderSettings) -> dict[str, object]:
