@@ -25,6 +25,7 @@ from toonstream.stream.live.switching import Pushed, Segment, Switching
 from toonstream.stream.live.words import Words, WordTrack
 from toonstream.stream.stylizer import Toon
 from toonstream.stream.temporal.cuts import CutDetector
+from toonstream.stream.temporal.skipping import Skipping
 
 __all__ = ["LiveCore", "LiveToon", "Run", "Studio", "wished"]
 
@@ -32,6 +33,7 @@ _ASSUMED_FPS = 30.0  # until the source's rate is known
 _PARDON = 3.0  # seconds that a promise may be broken before it is said: as while a plan is being built
 _SAME_SHAPE = 0.02  # by how much ratios of sides may differ
 _SHAPES, _SHAPE_SPAN = 4, 30.0  # so many new shapes of the source are followed within so many seconds
+_STILL_PATIENCE = 2  # frames that are there twice or three times, as film in 60 frames a second has them
 _STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
 
 
@@ -437,9 +439,20 @@ class LiveCore(Generic[V]):
 
     def _start(self, plan: Plan) -> Segment:
         assert self._words is not None
-        return self._studio.segment(
+        segment: Segment = self._studio.segment(
             plan, self._words, size=self._output, observe=self._observe, fade=self._fade
         )
+        if self._render.skip is None:
+            return segment
+        drawn_with = self._fade.target
+
+        def alike(one: Pushed, other: Pushed) -> bool:
+            """Whether nothing has changed, or is changing, but perhaps the picture."""
+            nonlocal drawn_with
+            before, drawn_with = drawn_with, self._fade.target
+            return self._fade.settled and before == drawn_with and one.words is other.words
+
+        return Skipping(segment, threshold=self._render.skip, patience=_STILL_PATIENCE, alike=alike)
 
     def _observe(self, plan: Plan, run: Run) -> None:
         now = self._clock()

@@ -33,6 +33,8 @@ class LiveSettings:
         latency: seconds promised from capture to commit; None promises nothing and runs what is asked for.
         loras: by name, of those that the server offers, and how strongly each counts.
         blend: windows over which a change of words or of LoRAs is spread, 0 or more.
+        skip: frames that differ from the last one drawn by at most so many levels of 255 have its toon, see
+            `stream.temporal.skipping`; None draws all.
 
     Raises:
         SettingError: a number is out of range.
@@ -52,6 +54,7 @@ class LiveSettings:
     latency: float | None = None
     loras: tuple[LoraChoice, ...] = ()
     blend: int = 4
+    skip: float | None = None
 
     def __post_init__(self) -> None:
         self._asked()
@@ -87,6 +90,7 @@ class LiveSettings:
             overlap=self.overlap,
             guidance=self.guidance,
             seed=self.seed,
+            skip=self.skip,
             loras=tuple(sorted(lora for lora in self.loras if lora.weight)),
         )
 

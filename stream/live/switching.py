@@ -151,7 +151,7 @@ class Switching:
         """Settle where the segment ends: at the first boundary whose overlap is not out yet."""
         last = _boundary_from(self._plan, self._pushed)
         overlap = min(self._plan.window, plan.window)
-        if self._came_at(last) - overlap < self._next:
+        while self._came_at(last) - overlap < self._next:
             last += self._plan.stride
         self._last, self._overlap = last, overlap
 

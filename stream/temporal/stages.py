@@ -14,10 +14,9 @@ from toonstream.stream.temporal.keyframes import Keyframes
 from toonstream.stream.temporal.matching import FlowMatcher, Matcher, PatchMatcher
 from toonstream.stream.temporal.skipping import Skipping
 
-__all__ = ["LIVE_PATIENCE", "PATIENCE", "in_stages"]
+__all__ = ["in_stages"]
 
-PATIENCE = 24  # still frames in a row that wait for a toon: a clip has time, but memory is bounded
-LIVE_PATIENCE = 2  # as many as there are between two frames of film in 60 frames a second
+_PATIENCE = 24  # still frames in a row that wait for a toon: a clip has time, but memory is bounded
 
 
 def in_stages(stylizer: Stylizing, settings: RenderSettings) -> Stylizing:
@@ -33,7 +32,7 @@ def in_stages(stylizer: Stylizing, settings: RenderSettings) -> Stylizing:
             accurate=settings.deflicker == "accurate",
         )
     if settings.skip is not None:
-        stage = Skipping(stage, threshold=settings.skip, patience=PATIENCE, alike=_of_one_scene)
+        stage = Skipping(stage, threshold=settings.skip, patience=_PATIENCE, alike=_of_one_scene)
     return stage
 
 

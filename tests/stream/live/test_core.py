@@ -315,3 +315,33 @@ def test_memory_does_not_grow_with_the_stream(live):
         viewer.toons.clear()
     assert max(held[5:]) <= max(held[:5])
     assert np.max(held) <= 4
+
+
+class StillViewer(Viewer):
+    """The source is one picture, as of a screen on which nothing happens."""
+
+    def feed(self, frames=1, level=50):
+        for _ in range(frames):
+            self.machine.now = max(self.machine.now, self.frames / 30)
+            image = np.full((48, 64, 3), level, np.uint8)
+            frame = Frame(index=99, pts=1000 * self.frames, time_base=self.live.time_base, image=image)
+            self.core.offer(frame, self.machine.now)
+            self.core.take(self.core.inbox.take(wait=False))
+            self.frames += 1
+
+
+def test_a_still_picture_is_drawn_once_and_again_when_other_words_are_asked_for(live):
+    viewer = StillViewer(live, LiveSettings(size=Size(exact=(64, 48)), skip=1.0, blend=2))
+    viewer.feed(40)
+    assert len(viewer.toons) == 40  # nothing waits for frames that differ
+    viewer.feed(40)
+    assert viewer.machine.now == 79 / 30  # when the last frame came: no network has taken any time since
+    viewer.core.change(LiveSettings(size=Size(exact=(64, 48)), skip=1.0, blend=2, seed=9))
+    viewer.feed(40)
+    assert viewer.seeds[79] == 0
+    assert viewer.seeds[-1] == 9
+    viewer.feed(1, level=90)
+    viewer.core.finish()
+    assert [toon.toon.index for toon in viewer.toons] == list(range(121))
+    assert [toon.toon.pts for toon in viewer.toons] == [1000 * index for index in range(121)]
+    assert viewer.toons[-1].toon.image[0, 0, 0] == 90

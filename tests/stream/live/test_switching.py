@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.settings import Plan
 from toonstream.stream.live.switching import Pushed, Switching, cross_fade
+from toonstream.stream.temporal.skipping import Skipping
 from toonstream.stream.window import Windows
 
 SIZE = (64, 48)
@@ -174,3 +175,35 @@ def test_a_plan_asked_for_before_the_first_frame_is_the_first(live):
     course.push(10)
     course.finish()
     assert len(course.segments) == 3
+
+
+class StillCourse(Course):
+    """Frames come several times each, and segments draw each picture once."""
+
+    held = 3
+
+    def start(self, plan: Plan):
+        segment = super().start(plan)
+        return Skipping(segment, threshold=0.0, patience=2)
+
+    def push(self, frames: int = 1) -> None:
+        for _ in range(frames):
+            level = 10 + self.came // self.held % 200
+            image = np.full((6, 8, 3), level, np.uint8)
+            frame = Frame(index=self.came, pts=self.came, time_base=self.live.time_base, image=image)
+            self.came += 1
+            self.toons += self.switching.push(Pushed(frame=frame, words=self.words()))
+
+
+@pytest.mark.parametrize("held", [2, 5, 100])
+@given(plan=plans(), acts=st.lists(st.one_of(st.integers(1, 12), plans()), max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_segments_that_skip_still_frames_lose_none_and_repeat_none(live, held, plan, acts):
+    course = StillCourse(live, plan)
+    course.held = held
+    for act in acts:
+        course.push(act) if isinstance(act, int) else course.switching.ask(act)
+    course.toons += course.switching.finish()
+    assert [toon.toon.index for toon in course.toons] == list(range(course.came))
+    assert [toon.toon.pts for toon in course.toons] == list(range(course.came))
+    assert [toon.toon.image[0, 0, 0] for toon in course.toons] == [10 + i // held for i in range(course.came)]
