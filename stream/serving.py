@@ -88,7 +88,7 @@ def live_envelope(model: Model, settings: LiveSettings) -> Envelope:
         sides=2 if render.guidance > 1.0 else 1,
         steps=render.steps,
         skewed=render.mode == "skewed",
-        chunks=_chunks(model),
+        chunks=_chunks(model, render.prompt, render.negative_prompt),
     )
 
 
@@ -165,10 +165,11 @@ def open_live_networks(
         ModelError: the model has no network for something it asks for.
         InputError: the settings are not for this model.
     """
-    settings.resolve(model.defaults)
+    chosen = settings.resolve(model.defaults)
     envelope = live_envelope(model, settings) if engine_name(name) in FLAVOURS else None
     engine = open_engine(engine_name(name)) if envelope is None else _open(name, model, envelope, say)
-    shared = SharedNetworks.load(model, engine, limits=envelope, loras=loras)
+    chunks = _chunks(model, chosen.prompt, chosen.negative_prompt)
+    shared = SharedNetworks.load(model, engine, limits=envelope, loras=loras, chunks=chunks)
     shared.check(settings)
     return shared
 

@@ -136,8 +136,8 @@ class TakingTurns:
 class SharedNetworks:
     """A model's networks for any number of sessions.
 
-    All texts have one length, which is that of the model's own prompts: another would be another shape, for
-    which an engine may have to be built in the middle of a stream.
+    All texts have one length, that of the model's own prompts and of those that streams begin with: another
+    would be another shape, for which an engine may have to be built in the middle of a stream.
 
     Args:
         model: where they come from.
@@ -147,6 +147,7 @@ class SharedNetworks:
         load: loads other forms of the model's networks; needed where there are LoRAs.
         loras: files of those that viewers may ask for, by name.
         limits: of the shapes that the networks can be called with; None where there are none.
+        chunks: of 75 tokens that prompts may fill; as many as the model's own, if they fill more.
         clock: gives the time.
 
     Raises:
@@ -163,6 +164,7 @@ class SharedNetworks:
         load: Callable[[NetworkSource], Network] | None = None,
         loras: Mapping[str, Path] | None = None,
         limits: Envelope | None = None,
+        chunks: int = 1,
         clock: Clock = monotonic,
     ) -> None:
         self.model = model
@@ -184,7 +186,7 @@ class SharedNetworks:
         self._variants: OrderedDict[Loras, Future[Variant]] = OrderedDict()
         self._in_use: WeakSet[Variant] = WeakSet()
         own = (model.defaults.prompt, model.defaults.negative_prompt)
-        self._chunks = max(len(tokenizer(prompt).ids) for prompt in own)
+        self._chunks = max(chunks, *(len(tokenizer(prompt).ids) for prompt in own))
         self._lock = threading.Lock()
         self._ready: set[Built] = set()
         self._requested: set[Built] = set()
@@ -199,6 +201,7 @@ class SharedNetworks:
         *,
         loras: Mapping[str, Path] | None = None,
         limits: Envelope | None = None,
+        chunks: int = 1,
         clock: Clock = monotonic,
     ) -> "SharedNetworks":
         """Load what a stream of the model needs; see the class for what else there is.
@@ -219,6 +222,7 @@ class SharedNetworks:
             load=engine.load,
             loras=loras,
             limits=limits,
+            chunks=chunks,
             clock=clock,
         )
 

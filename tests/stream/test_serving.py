@@ -27,7 +27,7 @@ from toonstream.stream.live.controller import ladder
 from toonstream.stream.live.core import LiveCore, LiveToon, wished
 from toonstream.stream.live.inbox import Captured
 from toonstream.stream.live.networks import SharedNetworks
-from toonstream.stream.live.settings import LiveSettings
+from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.serving import live_envelope, open_live_networks, open_stream_engine
 from toonstream.stream.stylizer import load_stylizer
 
@@ -190,6 +190,17 @@ def test_a_window_that_the_motion_modules_do_not_know_is_refused(model: Model) -
         open_live_networks("onnxruntime", shorter, LiveSettings(window=32))
     assert model.longest_window == 32
     replace(model, longest_window=None).require_window(32)
+
+
+def test_live_streams_may_begin_with_a_prompt_of_any_length(model: Model) -> None:
+    asked = LiveSettings(prompt="rain on a street at night, " * 20, size=Size(exact=SIZE))
+    assert live_envelope(model, asked).chunks == 3
+    shared = open_live_networks("onnxruntime", model, asked)
+    plan = Plan(size=SIZE, steps=1, window=4, stride=3)
+    shared.prepare(plan)
+    words = shared.words(shared.check(asked))
+    assert words.text.shape[1] == 3 * 77
+    assert words.text.shape == shared.words(shared.check(LiveSettings(prompt="rain"))).text.shape
 
 
 def test_live_streams_go_over_to_an_engine_that_was_built_meanwhile(model: Model) -> None:

@@ -73,8 +73,8 @@ def tokenizer() -> PromptTokenizer:
     return PromptTokenizer(open_model(shipped_model()).tokenizer_path)
 
 
-def share(tokenizer, networks=None) -> SharedNetworks:
-    return SharedNetworks(open_model(shipped_model()), networks or stand_ins(), tokenizer)
+def share(tokenizer, networks=None, **more) -> SharedNetworks:
+    return SharedNetworks(open_model(shipped_model()), networks or stand_ins(), tokenizer, **more)
 
 
 def frames(number: int, *, seed: int) -> list[Frame]:
@@ -304,6 +304,16 @@ def test_a_prompt_is_read_once(tokenizer):
 def test_a_prompt_that_is_longer_than_the_models_own_is_refused(tokenizer):
     with pytest.raises(InputError, match="more than 75 tokens"):
         share(tokenizer).check(LiveSettings(prompt="ink " * 100))
+
+
+def test_prompts_may_be_as_long_as_streams_begin_with(tokenizer):
+    shared = share(tokenizer, chunks=2)
+    long, short = (shared.check(LiveSettings(prompt="ink " * count)) for count in (100, 3))
+    words = shared.words(long)
+    assert words.text.shape[1] == shared.words(short).text.shape[1] == 2 * 77
+    assert words.towards(shared.words(short), 0.5).text.shape[1] == 2 * 77
+    with pytest.raises(InputError, match="more than 150 tokens"):
+        shared.check(LiveSettings(prompt="ink " * 200))
 
 
 def test_warming_up_prepares_the_sizes_that_give_way(tokenizer):
