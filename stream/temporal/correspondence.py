@@ -25,6 +25,7 @@ _LATENT_PIXEL = 8  # pixels, along each axis
 _FLOW_SIDE = 256  # pixels of the short side that flow is searched at
 _BORDER = 2  # latent pixels that are changed by the picture's border
 _STILL = 0.25  # latent pixels of motion from which on the border's latents are of no use
+_LITTLE = 1e-6  # what a pixel that is not trusted weighs
 _PHASE = 0.5  # latent pixels off a whole number, along either axis, at which latents are of no use
 
 
@@ -150,10 +151,11 @@ def _small(image: NDArray[np.uint8], multiple: int) -> tuple[NDArray[np.uint8], 
 def _by_cell(flow: Flow, seen: NDArray[np.bool_], cell: int) -> Correspondence:
     """The mean flow of the trusted pixels of each latent pixel, or of all where none is, and their share."""
     height, width = seen.shape[0] // cell, seen.shape[1] // cell
-    weight = seen[..., None] + np.float32(1e-6)
-    cells = np.concatenate([flow * weight, weight, seen[..., None]], axis=-1)
-    mean = cells.reshape(height, cell, width, cell, 4).mean(axis=(1, 3))
-    return Correspondence(
-        flow=np.ascontiguousarray(mean[..., :2] / mean[..., 2:3] / cell, dtype=np.float32),
-        seen=np.ascontiguousarray(mean[..., 3], dtype=np.float32),
+    share = seen.astype(np.float32)
+    weight = share + np.float32(_LITTLE)
+    x, y = cv2.split(flow)
+    x, y, share = (
+        np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA), dtype=np.float32)
+        for values in (x * weight, y * weight, share)
     )
+    return Correspondence(flow=np.dstack([x, y]) / ((share + _LITTLE) * cell)[..., None], seen=share)

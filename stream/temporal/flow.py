@@ -66,8 +66,8 @@ def trusted(forward: Flow, backward: Flow) -> NDArray[np.bool_]:
     """
     height, width = forward.shape[:2]
     there = warp(backward, forward)
-    disagreement = np.linalg.norm(forward + there, axis=-1)
-    length = np.linalg.norm(forward, axis=-1) + np.linalg.norm(there, axis=-1)
+    disagreement = _norm(forward + there)
+    length = _norm(forward) + _norm(there)
     column, row = _places(forward)
     inside = (column > -0.5) & (column < width - 0.5) & (row > -0.5) & (row < height - 0.5)
     return np.asarray((disagreement <= _RELATIVE * length + _ABSOLUTE) & inside)
@@ -102,6 +102,11 @@ def _padded(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not (below or right):
         return grey
     return np.asarray(cv2.copyMakeBorder(grey, 0, below, 0, right, cv2.BORDER_REPLICATE), dtype=np.uint8)
+
+
+def _norm(flow: Flow) -> NDArray[np.float32]:
+    """Lengths, (H, W) float32; several times faster than numpy's."""
+    return np.asarray(cv2.magnitude(*cv2.split(flow)), dtype=np.float32)
 
 
 def _places(flow: Flow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
