@@ -41,6 +41,7 @@ _VERSION = 1  # of what is written; another one makes other keys
 _KEY_LENGTH = 16  # hexadecimal digits
 _IN_GRAPHS = ("clip_skip", "motion_norm")  # settings that exported graphs depend on
 _LOCKS = ".locks"
+_TELLING = 10  # what is exported tells how long so many times as much takes; small networks tell nothing
 
 Say = Callable[[str], None]
 
@@ -163,8 +164,8 @@ class ExportProgress:
         place = f"{len(self._finished) + 1} of {len(self._bytes)}"
         line = f"exporting {network} ({place}, {self._bytes[network] / 1e6:.0f} MB)"
         known = sum(self._bytes[name] for name in self._finished)
-        if known:
-            rest = sum(self._bytes.values()) - known
+        rest = sum(self._bytes.values()) - known
+        if known * _TELLING > rest:
             line += f"; about {_duration((self._clock() - self._first) * rest / known)} left"
         self._say(line)
 
