@@ -77,6 +77,11 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_checked(words: list[
         (["missing.mp4", "--model", "diffuton"], "did you mean diffutoon or diffutoon-fast?"),
         (["missing.mp4", "--model", "./nowhere"], "nowhere is not a folder"),
         (["missing.mp4", "--contact-sheet", "nowhere/sheet.png"], "nowhere is not a folder"),
+        (["a.mp4", "--deflicker", "very"], "invalid choice: 'very'"),
+        (["a.mp4", "--deflicker-window", "0"], "take 1 to 30 frames on each side"),
+        (["a.mp4", "--keyframes", "0"], "draw every frame (1), up to every 30th"),
+        (["a.mp4", "--skip", "-1"], "take 0 (exact repetitions) to 255 levels"),
+        (["a.mp4", "--skip", "nan"], "take 0 (exact repetitions) to 255 levels"),
     ],
 )
 def test_errors_are_one_line_and_exit_with_2(
