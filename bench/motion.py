@@ -32,6 +32,8 @@ from toonstream.stream.frame import Frame
 from toonstream.stream.sources.file import FileSource
 from toonstream.stream.stylizer import load_stylizer
 from toonstream.stream.temporal.cuts import Scenes
+from toonstream.stream.temporal.flow import flow, trusted
+from toonstream.stream.temporal.measure import warped_error
 
 Image = NDArray[np.uint8]
 
@@ -43,32 +45,13 @@ class _Nothing(nn.Module):
         return hidden_states
 
 
-def warped_error(frames: Sequence[Image], sources: Sequence[Image]) -> float:
+def mean_warped_error(frames: Sequence[Image], sources: Sequence[Image]) -> float:
     """Mean flow-warped error of `frames`, in squared levels of 255, along the flow of `sources`."""
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     errors = []
     for (before, after), (old, new) in zip(pairwise(frames), pairwise(sources), strict=True):
-        grey_old, grey_new = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (old, new))
-        back = search.calc(grey_new, grey_old, None)
-        forth = search.calc(grey_old, grey_new, None)
-        there = _warp(forth, back)
-        drift = np.linalg.norm(back + there, axis=-1)
-        reach = np.linalg.norm(back, axis=-1) + np.linalg.norm(there, axis=-1)
-        trusted = drift < 0.01 * reach + 0.5
-        difference = np.square(after.astype(np.float32) - _warp(before.astype(np.float32), back)).mean(
-            axis=-1
-        )
-        errors.append(float(difference[trusted].mean()) if trusted.any() else 0.0)
+        back = flow(new, old)
+        errors.append(warped_error(before, after, back, trusted(back, flow(old, new))) or 0.0)
     return float(np.mean(errors))
-
-
-def _warp(image: NDArray[np.float32], flow: NDArray[np.float32]) -> NDArray[np.float32]:
-    height, width = flow.shape[:2]
-    row, column = np.mgrid[:height, :width].astype(np.float32)
-    moved = cv2.remap(
-        image, column + flow[..., 0], row + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return np.asarray(moved, dtype=np.float32)
 
 
 class Ablated:
@@ -156,13 +139,14 @@ def main() -> None:
     for path in arguments.clips:
         frames = read(path, arguments.size, arguments.frames)
         sources = [frame.image for frame in frames]
-        own = warped_error(sources, sources)
+        own = mean_warped_error(sources, sources)
         ratios = [
-            warped_error(draw(model, frames, settings, motion=motion), sources) / own
+            mean_warped_error(draw(model, frames, settings, motion=motion), sources) / own
             for motion in (False, True)
         ]
-        teacher = warped_error(teach(arguments.teacher, frames), sources) / own if arguments.teacher else None
-        shown = f"{teacher:8.2f}" if teacher is not None else f"{'-':>8s}"
+        shown = f"{'-':>8s}"
+        if arguments.teacher:
+            shown = f"{mean_warped_error(teach(arguments.teacher, frames), sources) / own:8.2f}"
         print(f"{path.stem:28s} {own:7.2f} {shown} {ratios[0]:8.2f} {ratios[1]:8.2f}", flush=True)
 
 
