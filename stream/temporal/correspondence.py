@@ -22,7 +22,7 @@ from toonstream.stream.temporal.flow import Flow, FlowFunction, flow, trusted, w
 __all__ = ["Correspondence", "Correspondences", "fast_flow"]
 
 _LATENT_PIXEL = 8  # pixels, along each axis
-_FLOW_SIDE = 256  # pixels of the short side that flow is searched at
+_FLOW_SIDE = 128  # pixels of the short side that flow is searched at
 _BORDER = 2  # latent pixels that are changed by the picture's border
 _STILL = 0.25  # latent pixels of motion from which on the border's latents are of no use
 _LITTLE = 1e-6  # what a pixel that is not trusted weighs
