@@ -12,6 +12,7 @@ import pytest
 from av import AudioFrame, VideoFrame
 from stand_in import Camera, Client, Microphone, Running, connect, is_like, running, until, watchdog
 
+from toonstream.server.encode import Picture, VideoEncoder
 from toonstream.server.settings import Limits, ServerSettings
 
 RED, CYAN = (240, 30, 30), (15, 225, 225)
@@ -79,6 +80,58 @@ async def test_a_source_that_changes_size_goes_on(service: Running) -> None:
     camera.size = (96, 160)
     image = await publisher.picture(lambda image: image.shape == (160, 96, 3))
     assert is_like(CYAN)(image)
+    await publisher.close()
+
+
+class Jumping(Camera):
+    """A camera that encodes its pictures, and whose clock leaps an hour ahead, and half an hour back."""
+
+    def __init__(self) -> None:
+        super().__init__(RED)
+        self._encoder = VideoEncoder("vp8", bitrate=500_000)
+
+    async def recv(self):  # type: ignore[no-untyped-def]
+        frame = await super().recv()
+        picture = Picture(frame.to_ndarray(format="rgb24"), frame.pts, 0.0)
+        (encoded,) = self._encoder.encode(picture, key=self.index % 30 == 1)
+        encoded.packet.time_base = frame.time_base
+        encoded.packet.pts += 90_000 * 3600 * (0 if self.index < 15 else 2 if self.index < 30 else 1) // 2
+        return encoded.packet
+
+
+async def test_a_camera_whose_clock_jumps_goes_on(service: Running) -> None:
+    camera = Jumping()
+    publisher = await connect(service.http, "/whip", camera, codec="vp8")
+    while camera.index < 50:
+        assert is_like(CYAN)(await publisher.picture())
+    offered = service.cores[0].offered
+    await until(lambda: service.cores[0].offered > offered + 10)
+    await publisher.picture(is_like(CYAN))
+    latency = (await statistics(service, publisher))["latency_ms"]
+    assert isinstance(latency, dict)
+    assert latency["p99"] < 60_000  # not an hour
+    await publisher.close()
+
+
+class Uneven(Camera):
+    """A camera that shows 5, then 60 pictures a second, again and again."""
+
+    async def recv(self) -> VideoFrame:
+        frame = await super().recv()
+        if self.index // 10 % 2:
+            await asyncio.sleep(0.2 - 1 / 30)
+            self._began += 0.2 - 1 / 30  # type: ignore[operator]
+        else:
+            self._began -= 1 / 60  # type: ignore[operator]
+        frame.pts = round((self._began + self.index / 30) * 90_000)  # type: ignore[operator]
+        return frame
+
+
+async def test_a_camera_whose_rate_changes_goes_on(service: Running) -> None:
+    camera = Uneven(RED)
+    publisher = await connect(service.http, "/whip", camera)
+    while camera.index < 45:
+        assert is_like(CYAN)(await publisher.picture())
     await publisher.close()
 
 

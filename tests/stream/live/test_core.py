@@ -288,6 +288,16 @@ def test_capture_times_of_the_future_are_taken_for_now(live):
     assert viewer.core.inbox.take(wait=False).at == viewer.machine.now
 
 
+def test_a_source_whose_rate_changes_again_and_again_is_kept_up_with(live):
+    machine = live.Machine(fps=lambda now: (30.0, 8.0, 60.0)[int(now / 6) % 3], slowness=lambda now: 0.4)
+    machine.play(LiveSettings(size=Size(exact=(512, 384)), latency=0.5), 60.0)
+    waits = sorted(toon.committed_at - toon.captured_at for toon in machine.toons)
+    assert waits[int(0.99 * len(waits))] <= 1.5 * 0.5
+    captured = [toon.captured_at for toon in machine.toons]
+    assert captured == sorted(captured)
+    assert len(captured) > 0.8 * machine.frames
+
+
 def test_statistics_say_what_became_of_every_frame(live):
     machine = live.Machine(slowness=lambda now: 3.0)
     machine.play(LiveSettings(latency=0.4, size=Size(short=384)), 30.0)
