@@ -19,7 +19,7 @@ from toonstream.stream.temporal.matching import Matcher, Remapped, as_levels, bl
 
 __all__ = ["Keyframes"]
 
-_LEAST = 1e-3  # what a toon counts for where it cannot be relied on: enough where the other cannot, either
+_LEAST = 0.05  # what a toon counts for where it cannot be relied on: enough where the other cannot, either
 
 
 class Keyframes:

@@ -25,7 +25,7 @@ __all__ = ["FlowMatcher", "Matcher", "PatchMatcher", "Picture", "Remapped", "as_
 Picture = NDArray[np.float32]
 
 _DIFFERENT = 24.0  # levels of 255: guides, or styles, that are this far apart count for a half
-_SOFT = 5  # pixels that the border of what is trusted is softened over
+_SOFT = 5  # pixels: side of the neighbourhood that is trusted, or agrees, together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +92,7 @@ class FlowMatcher:
             found = trusted(there, self._flow(toon.source, target)).astype(np.float32)
             guide = warp(toon.source.image.astype(np.float32), there)
             styles.append(warp(toon.toon.image.astype(np.float32), there))
-            weights.append(found * cv2.blur(found, (_SOFT, _SOFT)) * _agreement(guide, target.image))
+            weights.append(_soft(found) * _agreement(guide, target.image))
         remapped = Remapped(styles=np.stack(styles), weights=np.stack(weights).astype(np.float32))
         if compare != "mean":
             return remapped
@@ -165,6 +165,11 @@ def blended(remapped: Remapped, own: NDArray[np.uint8] | None = None) -> Picture
 def as_levels(picture: Picture) -> NDArray[np.uint8]:
     """Round (H, W, 3) to uint8 RGB."""
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def _soft(mask: Picture) -> Picture:
+    """Let pixels go with those around them: one by one, trusted and not, they would be specks."""
+    return np.asarray(cv2.GaussianBlur(mask, (0, 0), _SOFT / 2), dtype=np.float32)
 
 
 def _agreement(one: NDArray[np.float32], other: NDArray[np.uint8] | NDArray[np.float32]) -> Picture:
