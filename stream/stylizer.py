@@ -189,7 +189,9 @@ def load_stylizer(
         ),
         latent_channels=model.latent_channels,
         at_boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
-        fusion=make_fusion(settings, multiple=model.size_multiple),
+        fusion=make_fusion(
+            settings.fusion, steps=settings.steps, seed=settings.seed, multiple=model.size_multiple
+        ),
         reference=memory,
     )
     return Stylizer(

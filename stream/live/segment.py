@@ -18,6 +18,7 @@ from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.words import Words
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.stylizer import Stylizer, Toon
+from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["StylizerSegment"]
@@ -77,6 +78,7 @@ class StylizerSegment:
             ),
             latent_channels=model.latent_channels,
             at_boundary=boundary,
+            fusion=make_fusion(plan.fusion, steps=plan.steps, multiple=model.size_multiple),
         )
         self._stylizer = Stylizer(
             denoiser,

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toonstream.config import RenderSettings
 from toonstream.stream.temporal.correspondence import Correspondences
 from toonstream.stream.temporal.poisson import ScreenedPoisson
 
@@ -117,21 +116,18 @@ class SynchronizedFusion:
         return self._poisson[screening](values, across, down)
 
 
-def make_fusion(settings: RenderSettings, *, multiple: int) -> SynchronizedFusion | None:
-    """The fusion that a stream's settings ask for, if any.
+def make_fusion(strength: float, *, steps: int, seed: int = 0, multiple: int) -> SynchronizedFusion | None:
+    """The fusion of one stream, or None where nothing is shared.
 
     Args:
-        settings: of the stream.
+        strength: see `SynchronizedFusion`, and so for `steps` and `seed`.
+        steps: denoising steps.
+        seed: of the draws.
         multiple: pixels that pictures are padded to multiples of before they become latents.
     """
-    if settings.fusion == 0:
+    if strength == 0:
         return None
-    return SynchronizedFusion(
-        Correspondences(multiple=multiple),
-        strength=settings.fusion,
-        steps=settings.steps,
-        seed=settings.seed,
-    )
+    return SynchronizedFusion(Correspondences(multiple=multiple), strength=strength, steps=steps, seed=seed)
 
 
 def _draw(frames: Sequence[int], *, seed: int, step: int, window: int) -> int:

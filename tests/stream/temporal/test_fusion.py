@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toonstream.config import Settings
+from toonstream.errors import SettingError
 from toonstream.export.checkpoints import Defaults
 from toonstream.stream.denoise import Denoiser, DenoiseSettings
 from toonstream.stream.schedulers import make_scheduler
@@ -177,14 +178,16 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_settings_make_a_fusion_or_none() -> None:
-    defaults = Defaults(name="m", prompt="p")
-    assert make_fusion(Settings().resolve(defaults), multiple=8) is None
-    made = make_fusion(Settings(fusion=0.5, steps=3, seed=4).resolve(defaults), multiple=8)
+    assert make_fusion(0.0, steps=1, multiple=8) is None
+    made = make_fusion(0.5, steps=3, seed=4, multiple=8)
     assert made is not None
     assert (made._strength, made._steps, made._seed) == (0.5, 3, 4)
+    assert Settings().resolve(Defaults(name="m", prompt="p")).fusion == 0
     likes = Defaults(name="m", prompt="p", fusion=0.25)
     assert Settings().resolve(likes).fusion == 0.25
     assert Settings(fusion=0.0).resolve(likes).fusion == 0
+    with pytest.raises(SettingError, match="take 0"):
+        Settings(fusion=1.5)
 
 
 class Echo:
