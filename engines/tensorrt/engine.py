@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,7 +34,7 @@ class TensorRtEngine:
         shapes: of every network that will be built.
         store: where built engines are kept; None is the usual folder.
         capability: the compute capability to build for; None is that of the GPU that is there. Engines for
-            the GPU that is there are built refittable.
+            the GPU that is there are built refittable; one that was built elsewhere, and is not, does too.
         model: put before each network's name where people read it.
         say: is told how far builds are, one line at a time.
         timeout: seconds that one build may take.
@@ -120,7 +120,15 @@ class TensorRtEngine:
         Raises:
             EngineError: there is no ONNX file.
         """
-        return self._store.find(self.key(source)) is not None
+        return self._store.find(self._stored_key(source)) is not None
+
+    def _stored_key(self, source: NetworkSource) -> EngineKey:
+        """Give the key under which a network's engine is in the store, or will be."""
+        key = self.key(source)
+        built_elsewhere = replace(key, flags=frozenset())
+        if self._store.find(key) is None and self._store.find(built_elsewhere) is not None:
+            return built_elsewhere
+        return key
 
     def build(self, source: NetworkSource) -> StoredEngine:
         """Give a network's engine from the store, built first where it is not there. Needs no GPU.
@@ -129,7 +137,7 @@ class TensorRtEngine:
             EngineError: it is refused, or the store cannot be written to.
         """
         label = f"{self._model} {source.name}".strip()
-        key = self.key(source)
+        key = self._stored_key(source)
 
         def make(output: Path) -> None:
             with TemporaryDirectory(dir=output.parent) as folder:
@@ -163,7 +171,7 @@ class TensorRtEngine:
         runtime = self._flavour.load()
         if source.weights and "refit" in self._flags:
             engine, stored = self._open(runtime, replace(source, weights={}))
-            if _refit(runtime, engine, source):
+            if "refit" in cast(list[str], stored.key["flags"]) and _refit(runtime, engine, source):
                 return self._network(source, engine, stored)
         engine, stored = self._open(runtime, source)
         return self._network(source, engine, stored)

@@ -145,6 +145,21 @@ def test_what_is_built_ahead_for_live_streams_is_what_they_look_for(
         assert opened.pop().name == "tensorrt-rtx"
 
 
+def test_engines_that_were_built_without_a_gpu_do_on_one_of_their_kind(
+    model: Model, gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = Settings().resolve(model.defaults)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.cuda, "is_available", lambda: False)
+        words = ["engines", "build", "toonlet", "--size", "64x64", "--compute-capability"]
+        assert main([*words, "8.6"]) == 0
+    assert open_stream_engine("tensorrt-rtx", model, choices, size=(64, 64)).name == "torch"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.cuda, "is_available", lambda: False)
+        assert main([*words, "8.9"]) == 0
+    assert open_stream_engine("tensorrt-rtx", model, choices, size=(64, 64)).name == "tensorrt-rtx"
+
+
 def test_while_one_network_is_not_built_torch_serves(model: Model, gpu: Path) -> None:
     assert main(["engines", "build", "toonlet", "--size", "64x64", "--networks", "unet"]) == 0
     engine = open_stream_engine("tensorrt-rtx", model, Settings().resolve(model.defaults), size=(64, 64))
