@@ -26,6 +26,11 @@ DEFAULTS = Defaults(
         ({"guidance": 0.5}, "guidance 0.5"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"seed": -1}, "seed -1"),
+        ({"deflicker": "very"}, "off, balanced, accurate"),
+        ({"deflicker_window": 31}, "1 to 30"),
+        ({"keyframes": 0}, "keyframes 0"),
+        ({"skip": float("nan")}, "skip nan"),
+        ({"matcher": "eye"}, "flow, patchmatch"),
         ({"start": -1.0}, "start -1"),
         ({"start": float("nan")}, "start nan"),
         ({"duration": 0.0}, "duration 0"),
@@ -148,6 +153,17 @@ def test_a_style_goes_in_front_of_the_prompt(style: str | None, prompt: str | No
 def test_an_unknown_style_names_the_nearest_ones(style: str, hint: str) -> None:
     with pytest.raises(SettingError, match=hint):
         Settings(style=style).resolve(DEFAULTS)
+
+
+def test_the_model_decides_about_flicker_unless_the_user_does() -> None:
+    flickers = replace(DEFAULTS, deflicker="accurate", deflicker_window=3)
+    chosen = Settings().resolve(flickers)
+    assert (chosen.deflicker, chosen.deflicker_window) == ("accurate", 3)
+    chosen = Settings(deflicker="off", deflicker_window=1).resolve(flickers)
+    assert (chosen.deflicker, chosen.deflicker_window) == ("off", 1)
+    assert Settings().resolve(DEFAULTS).deflicker == "off"
+    with pytest.raises(SettingError, match="off, balanced, accurate"):
+        Settings().resolve(replace(DEFAULTS, deflicker="very"))
 
 
 def test_defaults_of_a_model_that_cannot_work_are_refused() -> None:

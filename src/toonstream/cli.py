@@ -87,7 +87,7 @@ def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> N
     add("--remember", type=int, metavar="N", help="frames of the past that new ones attend to, to 8")
     add("--fusion", type=float, metavar="S", help="share along the source's motion, 0 (off) to 1")
     add("--reference", type=Path, metavar="PICTURE", help="a character or style sheet to attend to")
-    add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255")
+    add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255; 3")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -200,6 +200,7 @@ class RenderSettings:
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
         _check_mode(self.mode)
+        _check_stages(self)
 
     @property
     def attends(self) -> bool:
@@ -290,17 +291,11 @@ class Settings:
             _check_overlap(self.overlap, self.window)
             if self.stride is not None:
                 raise SettingError("stride and overlap: give one of them; the other follows from the window")
-        _check_frames(self.deflicker_window, self.keyframes, self.skip)
+        _check_stages(self)
         if self.remember is not None and not 0 <= self.remember <= MAX_REMEMBERED:
             raise SettingError(f"remember {self.remember}: take 0 (off) to {MAX_REMEMBERED} frames")
         if self.fusion is not None and not 0.0 <= self.fusion <= 1.0:
             raise SettingError(f"fusion {self.fusion:g}: take 0 (off) to 1; frames share more with more")
-        if self.deflicker is not None and self.deflicker not in get_args(Deflickering):
-            raise SettingError(
-                f"deflicker {self.deflicker!r}: take one of {', '.join(get_args(Deflickering))}"
-            )
-        if self.matcher not in get_args(Matching):
-            raise SettingError(f"matcher {self.matcher!r}: take one of {', '.join(get_args(Matching))}")
         if self.contact_sheet is not None and self.contact_sheet.suffix.lower() != ".png":
             raise SettingError(f"contact sheet {self.contact_sheet}: give it a name that ends in .png")
 
@@ -388,16 +383,21 @@ def _check_overlap(overlap: int, window: int | None) -> None:
         raise SettingError(f"overlap {overlap}: take 0 to {limit} frames; each window is to bring new ones")
 
 
-def _check_frames(deflicker_window: int | None, keyframes: int, skip: float | None) -> None:
+def _check_stages(asked: Settings | RenderSettings) -> None:
     """Reject what no stage around the networks can work with."""
-    if deflicker_window is not None and not 1 <= deflicker_window <= MAX_DEFLICKER_WINDOW:
+    if asked.deflicker is not None and asked.deflicker not in get_args(Deflickering):
+        raise SettingError(f"deflicker {asked.deflicker!r}: take one of {', '.join(get_args(Deflickering))}")
+    if asked.matcher not in get_args(Matching):
+        raise SettingError(f"matcher {asked.matcher!r}: take one of {', '.join(get_args(Matching))}")
+    frames = asked.deflicker_window
+    if frames is not None and not 1 <= frames <= MAX_DEFLICKER_WINDOW:
+        raise SettingError(f"deflicker window {frames}: take 1 to {MAX_DEFLICKER_WINDOW} frames on each side")
+    if not 1 <= asked.keyframes <= MAX_KEYFRAMES:
         raise SettingError(
-            f"deflicker window {deflicker_window}: take 1 to {MAX_DEFLICKER_WINDOW} frames on each side"
+            f"keyframes {asked.keyframes}: draw every frame (1), up to every {MAX_KEYFRAMES}th"
         )
-    if not 1 <= keyframes <= MAX_KEYFRAMES:
-        raise SettingError(f"keyframes {keyframes}: draw every frame (1), up to every {MAX_KEYFRAMES}th")
-    if skip is not None and not 0.0 <= skip <= 255.0:
-        raise SettingError(f"skip {skip:g}: take 0 (exact repetitions) to 255 levels; 2 is a good one")
+    if asked.skip is not None and not 0.0 <= asked.skip <= 255.0:
+        raise SettingError(f"skip {asked.skip:g}: take 0 (exact repetitions) to 255 levels; 3 is a good one")
 
 
 def _check(steps: int | None, window: int | None, stride: int | None, guidance: float | None) -> None:

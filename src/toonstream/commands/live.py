@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, metavar="G", help="how strictly to follow the prompt; 1 is off")
     add("--seed", type=int, default=0, metavar="N", help="another seed, other details (0)")
     add("--size", metavar="SIZE", help="640x360, or the short side; else at most 384")
-    add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255; 2")
+    add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255; 3")
     add("--side-by-side", action="store_true", help="source on the left, toon on the right")
     add(
         "--engine",
