@@ -142,9 +142,10 @@ class Stack:
             own = ((timesteps < _LAST) & (torch.rand(size) < _OWN_SHARE)).nonzero()[:, 0]
             between = timesteps + ((_LAST - timesteps) * torch.rand(size)).long()
             stops = (between[own], timesteps[own]) if torch.rand(()) < 0.5 else (timesteps[own],)
-            noisy[own] = self.drawn_so_far(
-                noise[own], stops, text[own], {name: hint[own] for name, hint in hints.items()}
-            )
+            if len(own):
+                noisy[own] = self.drawn_so_far(
+                    noise[own], stops, text[own], {name: hint[own] for name, hint in hints.items()}
+                )
         with torch.autocast("cpu", torch.bfloat16):
             x0 = self.predict(noisy, timesteps, self.text(batch.captions), hints)
             drawn = self.decode(x0.flatten(0, 1))
