@@ -166,7 +166,8 @@ class ExportProgress:
         known = sum(self._bytes[name] for name in self._finished)
         rest = sum(self._bytes.values()) - known
         if known * _TELLING > rest:
-            line += f"; about {_duration((self._clock() - self._first) * rest / known)} left"
+            seconds = (self._clock() - self._first) * rest / known
+            line += f"; about {_duration(seconds)} left" if seconds >= 1.0 else ""
         self._say(line)
 
     def done(self) -> None:
