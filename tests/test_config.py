@@ -31,6 +31,8 @@ DEFAULTS = Defaults(
         ({"keyframes": 0}, "keyframes 0"),
         ({"skip": float("nan")}, "skip nan"),
         ({"matcher": "eye"}, "flow, patchmatch"),
+        ({"remember": -1}, "remember -1"),
+        ({"remember": 9}, "to 8 frames"),
         ({"start": -1.0}, "start -1"),
         ({"start": float("nan")}, "start nan"),
         ({"duration": 0.0}, "duration 0"),
@@ -209,3 +211,12 @@ def test_by_default_the_short_side_is_capped_and_small_clips_keep_their_size(wid
 def test_a_clip_of_one_pixel_is_refused() -> None:
     with pytest.raises(SettingError, match="1x1 pixels are too few"):
         Size(cap=True).of(1, 1)
+
+
+def test_frames_attend_to_the_past_where_user_or_model_say_so() -> None:
+    assert not Settings().resolve(DEFAULTS).attends
+    assert Settings(remember=1).resolve(DEFAULTS).attends
+    assert Settings(reference=Path("sheet.png")).resolve(DEFAULTS).attends
+    own = replace(DEFAULTS, remember=3)
+    assert Settings().resolve(own).remember == 3
+    assert not Settings(remember=0).resolve(own).attends
