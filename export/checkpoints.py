@@ -113,7 +113,7 @@ class Model:
         path: the folder.
         sources: every network, by its name in the stream (`text_encoder`, `vae_encoder`, `vae_decoder`,
             `unet`, for each ControlNet `hint_NAME` and `controlnet_NAME`, for each annotator
-            `annotator_NAME`).
+            `annotator_NAME`; `unet_reference` where it was asked for, see `export.reference`).
         onnx_files: where each network's ONNX file is, or would be if it were exported.
         scheduler_config: `scheduler/scheduler_config.json` as it is.
         vae_config: `vae/config.json` as it is.
