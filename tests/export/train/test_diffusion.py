@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from toonstream.export.train.captions import vocabulary_texts
+from toonstream.export.train.data import Batch
 from toonstream.export.train.diffusion import Stack, _words_loss, new_scheduler
 from toonstream.export.train.networks import (
     CONTROLS,
@@ -54,6 +55,25 @@ def test_what_a_run_holds_so_far_is_what_ddim_holds(stack: Stack) -> None:
         velocity = (alpha.sqrt() * expected - x0) / (1.0 - alpha).sqrt()
         expected = scheduler.step(velocity, timestep, expected).prev_sample
     assert torch.allclose(held, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("last", [0.0, 1.0])
+def test_a_batch_is_judged_wherever_its_samples_stand(stack: Stack, last: float) -> None:
+    torch.manual_seed(2)
+    pictures = torch.rand(2, 1, 3, 64, 64)
+    batch = Batch(
+        colour=pictures,
+        outline=pictures,
+        target=pictures * 2.0 - 1.0,
+        captions=["hosoda style", "ink style"],
+        flow=torch.zeros(2, 0, 2, 64, 64),
+        steady=torch.zeros(2, 0, 1, 64, 64),
+    )
+    losses = stack.loss(batch, last=last)
+    (losses.latents + losses.pixels + losses.words).backward()
+    assert losses.pixels > 0.0
+    assert losses.motion == 0.0
+    assert all(torch.isfinite(p.grad).all() for p in stack.unet.parameters() if p.grad is not None)
 
 
 def test_words_are_judged_by_the_share_of_their_difference_that_is_drawn() -> None:
