@@ -25,6 +25,7 @@ __all__ = ["FlowMatcher", "Matcher", "PatchMatcher", "Picture", "Remapped", "as_
 Picture = NDArray[np.float32]
 
 _DIFFERENT = 24.0  # levels of 255: guides, or styles, that are this far apart count for a half
+_PAIRS = 8  # matched at once, where each is for itself: the memory of a GPU has an end
 _SOFT = 5  # pixels: side of the neighbourhood that is trusted, or agrees, together
 
 
@@ -136,6 +137,18 @@ class PatchMatcher:
         own: NDArray[np.uint8] | None = None,
     ) -> Remapped:
         """See `Matcher`. What a toon should look like is part of what patches are compared by."""
+        together = len(sources) if compare != "own" else _PAIRS  # of which each is for itself
+        styles = np.concatenate(
+            [
+                self._styles(target, sources[begin : begin + together], compare, own)
+                for begin in range(0, len(sources), together)
+            ]
+        )
+        return Remapped(styles=styles, weights=np.ones(styles.shape[:3], np.float32))
+
+    def _styles(
+        self, target: Frame, sources: Sequence[Toon], compare: Compare, own: NDArray[np.uint8] | None
+    ) -> Picture:
         matched = patch_match(
             self._tensor([target.image]).expand(len(sources), -1, -1, -1),
             self._tensor([toon.source.image for toon in sources]),
@@ -146,8 +159,7 @@ class PatchMatcher:
             own=None if own is None else self._tensor([own])[0],
             settings=self._settings,
         )
-        styles = matched.style.to("cpu").numpy()
-        return Remapped(styles=styles, weights=np.ones(styles.shape[:3], np.float32))
+        return np.asarray(matched.style.to("cpu").numpy())
 
     def _tensor(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         return torch.from_numpy(np.stack(images)).to(self._device, torch.float32)
