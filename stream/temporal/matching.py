@@ -73,7 +73,7 @@ class FlowMatcher:
         effort: of the flow.
     """
 
-    def __init__(self, *, remembered: int = 64, effort: Effort = "medium") -> None:
+    def __init__(self, *, remembered: int = 24, effort: Effort = "medium") -> None:
         self._flows: OrderedDict[tuple[int, int], Flow] = OrderedDict()
         self._remembered = remembered
         self._effort: Effort = effort

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from toonstream.config import RenderSettings
 from toonstream.stream.conditions import Conditioned
+from toonstream.stream.temporal import matching
 from toonstream.stream.temporal.stages import in_stages
 
 Film = Callable[..., list[Conditioned]]
@@ -76,3 +77,20 @@ def test_frames_are_matched_as_asked(film: Film, late: Any, matcher: str) -> Non
     stage = in_stages(late(), RenderSettings(**PLAIN, keyframes=2, deflicker="accurate", matcher=matcher))
     out = [toon for frame in frames for toon in stage.push(frame)] + list(stage.finish())
     assert [toon.toon.index for toon in out] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_deflickering_finds_each_flow_once(
+    film: Film, late: Any, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, int]] = []
+
+    def flow(one: Any, other: Any, *, effort: str) -> Any:
+        found.append((int(one[0, 0, 0]), int(other[0, 0, 0])))
+        return np.zeros((4, 6, 2), np.float32)
+
+    monkeypatch.setattr(matching, "flow", flow)
+    frames = film([0] * 12)
+    stage = in_stages(late(), RenderSettings(**PLAIN, deflicker="balanced", deflicker_window=window))
+    assert len([toon for frame in frames for toon in stage.push(frame)] + list(stage.finish())) == 12
+    assert len(found) == len(set(found)) == 2 * sum(min(window, 11 - index) for index in range(12))
