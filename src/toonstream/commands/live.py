@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, get_args
 
+from toonstream.commands.garbage import pass_over_what_is_there
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
@@ -155,6 +156,7 @@ def _relay(
     model = load_model(options.model, engine=engine, say=reporter.note)
     model = with_loras(model, map(LoraChoice.parse, options.lora))
     shared = open_live_networks(engine, model, settings, say=reporter.note)
+    pass_over_what_is_there()
     relay = Relay(
         LiveSource(opening, clock=monotonic),
         lambda deliver, ended: LiveSession(

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from toonstream.commands.garbage import pass_over_what_is_there
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError
 from toonstream.server.settings import Codec, IceServer, ServerSettings, read_ice_servers
@@ -204,7 +205,9 @@ async def _serve(settings: ServerSettings, live: LiveSettings, options: argparse
         model = load_model(options.model, engine=engine, say=say)
         model = with_loras(model, map(LoraChoice.parse, options.lora))
         loras = {} if options.loras is None else find_loras(options.loras, model, say=say)
-        return Drawing.load(model, live, engine=engine, loras=loras, say=say)
+        drawing = Drawing.load(model, live, engine=engine, loras=loras, say=say)
+        pass_over_what_is_there()
+        return drawing
 
     async with Server(settings, open_live) as server:
         stopping = asyncio.create_task(stop.wait())
