@@ -190,7 +190,11 @@ def load_stylizer(
         latent_channels=model.latent_channels,
         at_boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
         fusion=make_fusion(
-            settings.fusion, steps=settings.steps, seed=settings.seed, multiple=model.size_multiple
+            settings.fusion,
+            steps=settings.steps,
+            seed=settings.seed,
+            multiple=model.size_multiple,
+            raft=settings.flow,
         ),
         reference=memory,
     )

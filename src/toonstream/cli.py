@@ -85,7 +85,9 @@ def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> N
         help="of these two: flow | patchmatch (slow: for GPUs)",
     )
     add("--remember", type=int, metavar="N", help="frames of the past that new ones attend to, to 8")
+    add("--shared-noise", type=float, metavar="P", help="part of the noise that all frames have, 0 to 1")
     add("--fusion", type=float, metavar="S", help="share along the source's motion, 0 (off) to 1")
+    add("--flow", type=Path, metavar="FILE", help="motion by this RAFT checkpoint, for --fusion")
     add("--reference", type=Path, metavar="PICTURE", help="a character or style sheet to attend to")
     add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255; 3")
 
@@ -252,7 +254,9 @@ def _settings(options: argparse.Namespace) -> Settings:
         matcher=options.matcher,
         reference=options.reference,
         remember=options.remember,
+        shared_noise=options.shared_noise,
         fusion=options.fusion,
+        flow=options.flow,
     )
 
 

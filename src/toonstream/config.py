@@ -168,6 +168,8 @@ class ModelDefaults(Protocol):
     @property
     def remember(self) -> int: ...
     @property
+    def shared_noise(self) -> float: ...
+    @property
     def fusion(self) -> float: ...
 
 
@@ -195,7 +197,9 @@ class RenderSettings:
     matcher: Matching = "flow"
     reference: Path | None = None
     remember: int = 0
+    shared_noise: float = 0.0
     fusion: float = 0.0
+    flow: Path | None = None
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -243,8 +247,11 @@ class Settings:
             (as FastBlend; for GPUs).
         reference: a picture that frames attend to, such as a character or style sheet, or None.
         remember: how many frames of the past they attend to, 0 to 8.
+        shared_noise: part of the noise that is the same in all frames, 0 to 1: what it makes of them does not
+            flicker.
         fusion: how much frames share at every denoising step, along the optical flow of the source, of what
             they would look like; 0 (nothing) to 1.
+        flow: a RAFT checkpoint that finds this flow, in torchvision's layout; None for OpenCV's DIS.
     """
 
     prompt: str | None = None
@@ -273,7 +280,9 @@ class Settings:
     matcher: Matching = "flow"
     reference: Path | None = None
     remember: int | None = None
+    shared_noise: float | None = None
     fusion: float | None = None
+    flow: Path | None = None
 
     def __post_init__(self) -> None:
         _check(self.steps, self.window, self.stride, self.guidance)
@@ -294,6 +303,8 @@ class Settings:
         _check_stages(self)
         if self.remember is not None and not 0 <= self.remember <= MAX_REMEMBERED:
             raise SettingError(f"remember {self.remember}: take 0 (off) to {MAX_REMEMBERED} frames")
+        if self.shared_noise is not None and not 0.0 <= self.shared_noise <= 1.0:
+            raise SettingError(f"shared noise {self.shared_noise:g}: take 0 (each frame its own) to 1")
         if self.fusion is not None and not 0.0 <= self.fusion <= 1.0:
             raise SettingError(f"fusion {self.fusion:g}: take 0 (off) to 1; frames share more with more")
         if self.contact_sheet is not None and self.contact_sheet.suffix.lower() != ".png":
@@ -331,7 +342,9 @@ class Settings:
             matcher=self.matcher,
             reference=self.reference,
             remember=defaults.remember if self.remember is None else self.remember,
+            shared_noise=defaults.shared_noise if self.shared_noise is None else self.shared_noise,
             fusion=defaults.fusion if self.fusion is None else self.fusion,
+            flow=self.flow,
         )
 
     def _windows(self, defaults: ModelDefaults) -> tuple[int, int]:

@@ -2,19 +2,23 @@
 
 What a frame would look like (its predicted clean latents, x0) is shared along the optical flow of the source,
 from the frame before, as it was left after that step, and from frames that take the step together with it: no
-frame waits for another. In the first half of the steps frames find a consensus; in the second half nothing is
-averaged: the details of one frame, drawn anew for every step and window, overwrite the others'.
+frame waits for another. At every step frames find a consensus; in the second half of the steps the details of
+one of them, drawn anew for every step and window, then overwrite the others'. (The paper has no consensus
+there, since averages blur; where only what lies well is averaged, see `correspondence`, they hardly do, and
+what the details do not reach would flicker.)
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toonstream.stream.temporal.correspondence import Correspondences
+from toonstream.stream.temporal.correspondence import Correspondences, fast_flow
 from toonstream.stream.temporal.poisson import ScreenedPoisson
+from toonstream.stream.temporal.raft import load_raft
 
 __all__ = ["SynchronizedFusion", "make_fusion"]
 
@@ -58,10 +62,9 @@ class SynchronizedFusion:
         if step in self._last:
             index, latents = self._last[step]
             frames[index] = latents
-        if step < (self._steps + 1) // 2:
-            for index in indices:  # in order, so that what was agreed on is passed on
-                frames[index] = self._consensus(index, frames)
-        else:
+        for index in indices:  # in order, so that what was agreed on is passed on
+            frames[index] = self._consensus(index, frames)
+        if step >= (self._steps + 1) // 2:
             donor = _draw(sorted(frames), seed=self._seed, step=step, window=indices[0])
             frames |= {index: self._refined(index, donor, frames) for index in indices if index != donor}
         self._last[step] = (indices[-1], frames[indices[-1]].clone())
@@ -116,7 +119,9 @@ class SynchronizedFusion:
         return self._poisson[screening](values, across, down)
 
 
-def make_fusion(strength: float, *, steps: int, seed: int = 0, multiple: int) -> SynchronizedFusion | None:
+def make_fusion(
+    strength: float, *, steps: int, seed: int = 0, multiple: int, raft: Path | None = None
+) -> SynchronizedFusion | None:
     """The fusion of one stream, or None where nothing is shared.
 
     Args:
@@ -124,10 +129,16 @@ def make_fusion(strength: float, *, steps: int, seed: int = 0, multiple: int) ->
         steps: denoising steps.
         seed: of the draws.
         multiple: pixels that pictures are padded to multiples of before they become latents.
+        raft: a checkpoint to find the flow by, see `raft.load_raft`; None for DIS.
+
+    Raises:
+        ModelError: the checkpoint is no use.
     """
     if strength == 0:
         return None
-    return SynchronizedFusion(Correspondences(multiple=multiple), strength=strength, steps=steps, seed=seed)
+    search = fast_flow if raft is None else load_raft(raft)
+    correspondences = Correspondences(multiple=multiple, search=search)
+    return SynchronizedFusion(correspondences, strength=strength, steps=steps, seed=seed)
 
 
 def _draw(frames: Sequence[int], *, seed: int, step: int, window: int) -> int:
