@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from toonstream.server.fanout import Drop
 from toonstream.server.live import Deliver
-from toonstream.server.seams import ask_for_picture
+from toonstream.server.seams import ask_for_missing, ask_for_picture
 from toonstream.server.timing import CaptureClock
 from toonstream.stream.clock import Clock, monotonic
 from toonstream.stream.frame import Frame
 
 __all__ = ["read_sound", "read_video"]
 
-ASK_AGAIN = 0.5  # seconds without a first picture until one is asked for
+ASK_AGAIN = 0.5  # seconds without a picture until the first one, or what is missing, is asked for
 DEPTH = 2  # frames that wait to be converted
 
 # aiortc hands over a picture when the next one begins to come, and a packet of sound when four more are in.
@@ -67,7 +67,7 @@ async def read_video(
         quiet = 0.0
         seen = False
         while True:
-            pause = silence_seconds if seen else min(ASK_AGAIN, silence_seconds)
+            pause = min(ASK_AGAIN, silence_seconds)
             try:
                 async with asyncio.timeout(pause):
                     frame = await track.recv()
@@ -76,7 +76,7 @@ async def read_video(
                 if quiet >= silence_seconds:
                     return f"no picture came for {silence_seconds:g} s"
                 if receiver is not None:
-                    await ask_for_picture(receiver)
+                    await (ask_for_missing if seen else ask_for_picture)(receiver)
                 continue
             except MediaStreamError:
                 return "the publisher went away"

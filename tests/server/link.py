@@ -46,11 +46,13 @@ class Link:
     Attributes:
         loss: the part of packets that is lost, each way.
         delay: seconds that a packet is under way at least. jitter: seconds that it may take longer.
+        deaf: whether nothing of what the server sends comes through.
         passed, lost: packets so far.
     """
 
     def __init__(self, *, loss: float = 0.0, delay: float = 0.0, jitter: float = 0.0) -> None:
         self.loss, self.delay, self.jitter = loss, delay, jitter
+        self.deaf = False
         self.passed = self.lost = 0
         self._chance = random.Random(1)
         self._to_client = End(lambda data: self._carry(data, self._to_server))
@@ -86,7 +88,7 @@ class Link:
         return re.sub(r"^(?=a=ice-ufrag:)", candidate, sdp, flags=re.MULTILINE)
 
     def _carry(self, data: bytes, end: End) -> None:
-        if self._chance.random() < self.loss:
+        if self._chance.random() < self.loss or (self.deaf and end is self._to_client):
             self.lost += 1
             return
         self.passed += 1

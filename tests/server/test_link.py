@@ -83,6 +83,23 @@ async def test_a_publisher_that_is_cut_off_for_a_moment_goes_on(service: Running
         await publisher.close()
 
 
+async def test_packets_whose_loss_could_not_be_told_are_asked_for_again(service: Running) -> None:
+    async with link() as good:
+        publisher = await connect(
+            service.http, "/whip", Camera(RED), offered=good.offered, answered=good.answered
+        )
+        await publisher.picture(is_like(CYAN))
+        good.deaf = True
+        good.loss, lost = 1.0, good.lost
+        await until(lambda: good.lost > lost + 10)
+        good.loss, passed = 0.0, good.passed
+        await until(lambda: good.passed > passed + 10)  # the server has seen what is missing, and said so
+        good.deaf, offered = False, service.cores[0].offered
+        await until(lambda: service.cores[0].offered > offered + 5)
+        await publisher.picture(is_like(CYAN))
+        await publisher.close()
+
+
 async def test_a_publisher_that_is_cut_off_loses_its_place(service: Running) -> None:
     async with link() as good:
         publisher = await connect(
@@ -92,5 +109,5 @@ async def test_a_publisher_that_is_cut_off_loses_its_place(service: Running) -> 
         good.loss = 1.0
         reasons = ("no picture came for 2 s", "the publisher went away", "the peer went away")
         assert await reason(service, publisher) in reasons
-        assert service.cores[0].closed
+        await until(lambda: service.cores[0].closed)
         await publisher.close()
