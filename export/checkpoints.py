@@ -77,6 +77,7 @@ class Defaults:
         remember_strength: how much they weigh together, next to the frame itself.
         reference_strength: how much a reference picture weighs.
         reference_layers: which layers of the UNet attend to both: beginnings of block names, as up or down_2.
+        shared_noise: part of the noise that is the same in all frames, 0 to 1.
         fusion: how much frames share at every step of what they would look like, 0 to 1.
     """
 
@@ -102,6 +103,7 @@ class Defaults:
     remember_strength: float = 1.0
     reference_strength: float = 1.0
     reference_layers: tuple[str, ...] = ("mid", "up")
+    shared_noise: float = 0.0
     fusion: float = 0.0
 
 
