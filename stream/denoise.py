@@ -20,7 +20,7 @@ from toonstream.engines.engine import Network
 from toonstream.engines.parking import HostMemory
 from toonstream.errors import SettingError
 from toonstream.stream.evaluate import Evaluations, Evaluator, InFlight, Window
-from toonstream.stream.noise import frame_noise
+from toonstream.stream.noise import mixed_noise
 from toonstream.stream.rolling import Rolling, Task
 from toonstream.stream.schedulers import Scheduler
 from toonstream.stream.temporal.hooks import Fusion, ReferenceMemory
@@ -42,6 +42,7 @@ class DenoiseSettings:
         mode: "wavefront"; "skewed": the windows of an arrival as one batch of mixed timesteps, at a stride
         more of latency a step; or "anchored": window after window, each of which begins with what is
         committed of the one before it, `window - stride` frames (o).
+        shared_noise: part of the noise that all frames have in common, 0 to 1.
         controlnet_scales: how much each ControlNet weighs, by name, as in {"outline": 1.0}; at least one.
     """
 
@@ -51,6 +52,7 @@ class DenoiseSettings:
     guidance: float = 1.0
     seed: int = 0
     mode: Mode = "wavefront"
+    shared_noise: float = 0.0
     controlnet_scales: Mapping[str, float]
 
 
@@ -184,7 +186,7 @@ class Denoiser:
             shape = (self._latent_channels, height, width)
             key = self._first + index if key is None else key
             seed = self._settings.seed if seed is None else seed
-            noise = frame_noise(shape, seed=seed, frame=key).to(self._text.device)
+            noise = self._noise(shape, seed=seed, key=key).to(self._text.device)
             self._frames[index] = InFlight(
                 key=key,
                 seed=seed,
@@ -274,7 +276,7 @@ class Denoiser:
         if self._scheduler.needs_noise:
             shape = tuple(sample.shape[1:])
             keyed = [
-                frame_noise(shape, seed=frame.seed, frame=frame.key, step=step)
+                self._noise(shape, seed=frame.seed, key=frame.key, step=step)
                 for frame, (_, step) in zip(frames, climbed, strict=True)
             ]
             noise = torch.stack(keyed).to(device)
@@ -288,6 +290,9 @@ class Denoiser:
         if self._overlap is not None:
             self._overlap.forget(below=self._rolling.committed)
         return committed
+
+    def _noise(self, shape: tuple[int, ...], *, seed: int, key: int, step: int | None = None) -> Tensor:
+        return mixed_noise(shape, seed=seed, frame=key, step=step, shared=self._settings.shared_noise)
 
     def _fused(self, climbed: Sequence[tuple[int, int]], x0: Tensor) -> Tensor:
         """Let frames (index, step) of one step share what they look like, (N, C, h, w)."""

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["frame_noise"]
+__all__ = ["frame_noise", "mixed_noise"]
 
 _KEY_BITS = 128
+_SHARED = 2**63 - 2  # no frame's
 
 
 def frame_noise(shape: tuple[int, ...], *, seed: int, frame: int, step: int | None = None) -> Tensor:
@@ -29,3 +30,30 @@ def frame_noise(shape: tuple[int, ...], *, seed: int, frame: int, step: int | No
     counter = [0, 0, 0 if step is None else step + 1, frame]
     generator = np.random.Generator(np.random.Philox(key=seed % (1 << _KEY_BITS), counter=counter))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def mixed_noise(
+    shape: tuple[int, ...], *, seed: int, frame: int, step: int | None = None, shared: float = 0.0
+) -> Tensor:
+    """Standard normal noise of one frame, part of which all frames of the seed have in common.
+
+    What frames have in common does not flicker. It belongs to the seed, and nothing of a picture is in it:
+    it is the same on both sides of a cut, in every session, and after a restart.
+
+    Args:
+        shape: of the result, such as (C, h, w).
+        seed: any whole number.
+        frame: see `frame_noise`.
+        step: see `frame_noise`.
+        shared: part of the variance that is common, 0 (each frame has its own) to 1 (all have the same).
+
+    Returns:
+        float32 on the CPU.
+    """
+    if shared <= 0.0:
+        return frame_noise(shape, seed=seed, frame=frame, step=step)
+    common = frame_noise(shape, seed=seed, frame=_SHARED, step=step)
+    if shared >= 1.0:
+        return common
+    own = frame_noise(shape, seed=seed, frame=frame, step=step)
+    return common * shared**0.5 + own * (1.0 - shared) ** 0.5

@@ -39,6 +39,8 @@ DEFAULTS = Defaults(
         ({"duration": float("inf")}, "duration inf"),
         ({"engine": "abacus"}, "abacus"),
         ({"mode": "sideways"}, "sideways"),
+        ({"shared_noise": 1.5}, "shared noise 1.5"),
+        ({"shared_noise": float("nan")}, "shared noise nan"),
         ({"overlap": -1}, "overlap -1"),
         ({"overlap": 32}, "0 to 31"),
         ({"window": 4, "overlap": 4}, "less than the window's 4"),

@@ -494,6 +494,7 @@ def wished(render: RenderSettings, size: tuple[int, int]) -> Plan:
         stride=render.stride,
         mode=render.mode,
         guidance=render.guidance,
+        shared_noise=render.shared_noise,
         fusion=render.fusion,
     )
 

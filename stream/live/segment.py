@@ -72,6 +72,7 @@ class StylizerSegment:
                 window=plan.window,
                 stride=plan.stride,
                 mode=plan.mode,
+                shared_noise=plan.shared_noise,
                 steps=plan.steps,
                 guidance=plan.guidance,
                 controlnet_scales=scales,

@@ -107,6 +107,7 @@ class Plan:
         mode: wavefront; or anchored, whose windows begin with `window - stride` frames that are final.
         guidance: 1 means that the prompt's side alone is run.
         every: of the captured frames every so-manieth is kept, 1 or more.
+        shared_noise: part of the noise that is the same in all frames, 0 to 1; the model's choice.
         fusion: how much frames share of what they would look like, 0 to 1; the model's choice.
     """
 
@@ -117,6 +118,7 @@ class Plan:
     mode: Mode = "wavefront"
     guidance: float = 1.0
     every: int = 1
+    shared_noise: float = 0.0
     fusion: float = 0.0
 
     def facts(self) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from toonstream.config import Mode
 from toonstream.errors import SettingError
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
-from toonstream.stream.noise import frame_noise
+from toonstream.stream.noise import frame_noise, mixed_noise
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.window import Windows
 
@@ -232,6 +232,37 @@ def test_noise_belongs_to_its_key():
     assert correlation.abs().max() < 0.3  # 256 draws: 4.8 standard deviations
     assert abs(flat.mean()) < 0.05
     assert flat.std().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("step", [None, 0])
+def test_frames_have_as_much_noise_in_common_as_is_asked_for(shared, step):
+    made = [
+        mixed_noise((4, 64, 64), seed=seed, frame=frame, step=step, shared=shared)
+        for seed, frame in ((0, 0), (0, 1), (0, 2**40), (1, 0))
+    ]
+    assert all(noise.std().item() == pytest.approx(1.0, abs=0.05) for noise in made)
+    correlation = torch.corrcoef(torch.stack(made).flatten(1))
+    expected = torch.eye(4)
+    expected[:3, :3] = shared + (1.0 - shared) * torch.eye(3)
+    assert (correlation - expected).abs().max() < 0.05
+    if shared == 0.0:
+        assert torch.equal(made[1], frame_noise((4, 64, 64), seed=0, frame=1, step=step))
+    if shared == 1.0:
+        assert torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("kind", ["ddim", "lcm"])
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_noise_that_all_frames_share_belongs_to_none(kind, mode):
+    options = DenoiseSettings(
+        window=4, stride=3, steps=2, mode=mode, shared_noise=1.0, controlnet_scales=SCALES
+    )
+    networks, common = make(options, kind)
+    whole = latents(streamed(Denoiser(networks, **common), 9))
+    other = Denoiser(networks, **common)
+    committed = [frame for place in range(9) for frame in other.push(HINTS[place], key=100 - place)]
+    assert torch.equal(latents(committed + other.finish()), whole)
 
 
 def test_noise_is_the_same_in_every_process_and_release():
