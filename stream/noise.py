@@ -4,6 +4,8 @@ A counter-based generator (Philox) gives each (seed, frame, step) a stream of it
 the same however the stream was cut, restarted or resumed, in every process and on every device.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,4 +58,4 @@ def mixed_noise(
     if shared >= 1.0:
         return common
     own = frame_noise(shape, seed=seed, frame=frame, step=step)
-    return common * shared**0.5 + own * (1.0 - shared) ** 0.5
+    return common * math.sqrt(shared) + own * math.sqrt(1.0 - shared)
