@@ -38,14 +38,16 @@ from toonstream.errors import ToonstreamError
 from toonstream.export.assemble import load_model
 from toonstream.export.checkpoints import Model
 from toonstream.export.reference import with_reference
-from toonstream.modes import parse_mode
+from toonstream.modes import parse_mode, parts_off
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compare import LoadedOnce
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import Toon, load_stylizer
 from toonstream.stream.temporal.cuts import Scenes
-from toonstream.stream.temporal.measure import Look, Meter, Survey, drift
+from toonstream.stream.temporal.flow import FlowFunction, flow
+from toonstream.stream.temporal.measure import Look, Meter, Sight, Survey, drift
+from toonstream.stream.temporal.raft import load_raft
 from toonstream.stream.temporal.stages import in_stages
 
 Image = NDArray[np.uint8]
@@ -75,13 +77,17 @@ ROWS = (
     Row(name="anchored", mode="anchored"),
     Row(name="windows, remember 2", mode="wavefront+remember=2"),
     Row(name="anchored, remember 2", mode="anchored+remember=2"),
+    Row(name="windows, shared noise", mode="wavefront+shared_noise=1"),
+    Row(name="windows, fusion 0.5", mode="wavefront+fusion=0.5"),
+    Row(name="windows, fusion 1", mode="wavefront+fusion=1"),
     Row(name="windows, deflicker balanced", mode="wavefront+deflicker=balanced"),
     Row(name="windows, deflicker accurate", mode="wavefront+deflicker=accurate"),
     Row(name="windows, keyframes 2", mode="wavefront+keyframes=2"),
     Row(name="windows, keyframes 4", mode="wavefront+keyframes=4"),
-    Row(name="windows, skip 2", mode="wavefront+skip=2"),
-    Row(name="anchored, deflicker balanced", mode="anchored+deflicker=balanced"),
-    Row(name="anchored, remember 2, deflicker", mode="anchored+remember=2+deflicker=balanced"),
+    Row(name="windows, skip 3", mode="wavefront+skip=3"),
+    Row(name="shared noise, fusion 0.5", mode="wavefront+shared_noise=1+fusion=0.5"),
+    Row(name="fusion 0.5, deflicker 1", mode="wavefront+fusion=0.5+deflicker=balanced+deflicker_window=1"),
+    Row(name="anchored, all", mode="anchored+remember=2+fusion=0.5+deflicker=balanced+deflicker_window=1"),
 )
 
 ALONE = ROWS[0]  # what the others are to be better than
@@ -273,11 +279,12 @@ class Sights:
     """What is known of a clip's frames, found out when it is first asked for."""
 
     frames: Sequence[Frame]
+    flow: FlowFunction
 
     @cached_property
-    def seen(self) -> list[Any]:
-        """One `Sight` per frame."""
-        survey = Survey()
+    def seen(self) -> list[Sight]:
+        """One per frame."""
+        survey = Survey(self.flow)
         return [survey.push(frame.image) for frame in self.frames]
 
 
@@ -421,15 +428,16 @@ def shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def report(table: Table, bench: Bench, left_out: Sequence[str]) -> str:
+def report(table: Table, bench: Bench, left_out: Sequence[str], *, along: str) -> str:
     """The whole text."""
     chosen = columns(table)
     clips = list(next(iter(table.values())))
     about = (
         f"`{bench.model.defaults.name}` on {bench.engine}, {os.cpu_count()} cores, {platform.machine()}; "
-        f"{bench.frames} frames of {len(clips)} clips at {bench.size}². Flow-warped error in squared levels, "
-        "and as a multiple of the source's own; excess: what is above 1, against frame by frame's; flicker "
-        "in levels; sharpness against the source's; outline: F-score; colour: ΔE. UNet and ControlNet: "
+        f"{bench.frames} frames of {len(clips)} clips at {bench.size}². Flow-warped error along {along}, in "
+        "squared levels and as a multiple of the source's own; slow and fast: of those clips; excess: what "
+        "is above 1, against frame by frame's; flicker in levels; sharpness against the source's; outline: "
+        "F-score; colour: ΔE. UNet and ControlNet: "
         "frames they run on, per frame of the clip; seconds are per frame, too."
     )
     parts = [
@@ -550,6 +558,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--prompt")
     words.add_argument("--steps", type=int, help="denoising steps of all rows (the model's)")
     words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--raft", type=Path, metavar="FILE", help="measure along its flow, not DIS's")
     words.add_argument("--clip-model", type=Path, metavar="FOLDER", help="CLIP, for a column of its scores")
     words.add_argument("--aesthetic", type=Path, metavar="FILE", help="linear head on CLIP, for another one")
     words.add_argument("--fresh", action="store_true", help="forget what is kept in FOLDER")
@@ -579,8 +588,7 @@ def main(words: Sequence[str] | None = None) -> None:
             prompt=options.prompt,
             steps=options.steps,
             seed=options.seed,
-            deflicker="off",
-            remember=0,
+            **parts_off(),
         ),
         size=options.size,
         frames=options.frames,
@@ -589,10 +597,11 @@ def main(words: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     kept = Kept(options.output / "figures.json", fresh=options.fresh)
     scorer = Scorer(options.clip_model, options.aesthetic) if options.clip_model is not None else None
-    clips = {path.stem: Sights(read(path, options.size, options.frames)) for path in options.clips}
+    along = load_raft(options.raft) if options.raft is not None else flow
+    clips = {path.stem: Sights(read(path, options.size, options.frames), along) for path in options.clips}
     played = options.drift_clip or options.clips[0]
     drifting = read(played, options.size, options.frames)
-    scores = f"figures {options.clip_model} {options.aesthetic}" if scorer is not None else "figures"
+    scores = f"figures, {options.raft or 'DIS'}, {options.clip_model}, {options.aesthetic}"
     table: dict[str, dict[str, Cell]] = {}
     left_out: list[str] = []
     for row in rows:
@@ -619,7 +628,7 @@ def main(words: Sequence[str] | None = None) -> None:
             table[row.name] = cells
     if not table:
         raise SystemExit("no row could be run")
-    text = report(table, bench, left_out)
+    text = report(table, bench, left_out, along="RAFT" if options.raft is not None else "DIS")
     (options.output / "consistency.md").write_text(text, encoding="utf-8")
     plot(table, options.output)
     print(f"\n{text}")

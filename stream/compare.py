@@ -196,7 +196,8 @@ def compare_clip(
             engines = _engines(engine_wanted, model, list(choices.values()), size=size, say=say)
             stylizers = {
                 name: in_stages(
-                    load_stylizer(model, chosen, engine=engine, stopwatch=board.inside[name]), chosen
+                    load_stylizer(model, chosen, engine=engine, stopwatch=board.inside[name], size=size),
+                    chosen,
                 )
                 for (name, chosen), engine in zip(choices.items(), engines, strict=True)
             }

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toonstream.config import Mode, Settings, Size
 from toonstream.errors import SettingError
 from toonstream.export.checkpoints import Defaults
-from toonstream.modes import FRAME, mode_names, mode_options, parse_mode, parse_modes
+from toonstream.modes import FRAME, mode_names, mode_options, parse_mode, parse_modes, parts_off
 
 BASE = Settings(size=Size(short=64), seed=3, start=0.5)
 
@@ -20,11 +20,22 @@ def test_a_name_is_what_the_option_takes(name: Mode) -> None:
 
 
 def test_frame_by_frame_is_a_window_of_one_whatever_the_model_likes() -> None:
-    likes = Defaults(name="m", prompt="p", window=8, mode="anchored", deflicker="balanced", remember=2)
+    likes = Defaults(
+        name="m", prompt="p", window=8, mode="anchored", deflicker="balanced", remember=2, fusion=0.5
+    )
     settings = parse_mode(FRAME, BASE).resolve(likes)
     assert (settings.window, settings.stride, settings.mode) == (1, 1, "wavefront")
     assert (settings.deflicker, settings.remember, settings.keyframes, settings.skip) == ("off", 0, 1, None)
+    assert settings.fusion == 0
     assert parse_mode("frame+deflicker=accurate", BASE).resolve(likes).deflicker == "accurate"
+
+
+def test_parts_that_are_off_are_all_that_can_be_left_open() -> None:
+    off = parts_off()
+    assert {"deflicker", "keyframes", "skip", "reference", "remember", "fusion"} <= set(off)
+    assert not {"steps", "window", "stride", "guidance", "seed", "style"} & set(off)
+    plain = Defaults(name="m", prompt="p")
+    assert Settings().resolve(plain) == replace(Settings(), **off).resolve(plain)
 
 
 def test_options_are_settings() -> None:

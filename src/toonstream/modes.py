@@ -8,16 +8,16 @@ is the same for all modes, such as the size, is no option.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
-from toonstream.config import Mode, Settings
+from toonstream.config import Mode, RenderSettings, Settings
 from toonstream.errors import SettingError
 
-__all__ = ["FRAME", "mode_names", "mode_options", "parse_mode", "parse_modes"]
+__all__ = ["FRAME", "mode_names", "mode_options", "parse_mode", "parse_modes", "parts_off"]
 
 FRAME = "frame"
 """The mode in which every frame is drawn by itself."""
@@ -35,7 +35,6 @@ _COMMON = {
     "size",
     "start",
 }  # of `Settings`: the same for all modes, or no words
-_ALONE = {"mode": "wavefront", "window": 1, "stride": 1, "deflicker": "off", "remember": 0, "fusion": 0.0}
 _SWITCH = {"on": True, "off": False}
 
 
@@ -51,6 +50,12 @@ def mode_options() -> Mapping[str, type | tuple[str, ...]]:
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
+def parts_off() -> Mapping[str, object]:
+    """Every part of a mode that is more than drawing, turned off, whatever the model likes."""
+    defaults = {field.name: field.default for field in fields(RenderSettings)}
+    return {name: defaults[name] for name in mode_options() if defaults.get(name, MISSING) is not MISSING}
+
+
 def parse_mode(text: str, base: Settings) -> Settings:
     """Read one mode.
 
@@ -64,7 +69,9 @@ def parse_mode(text: str, base: Settings) -> Settings:
     name, *options = text.strip().split("+")
     if name not in mode_names():
         raise SettingError(f"mode {name!r}: {_hint(name, mode_names())}")
-    chosen: dict[str, object] = dict(_ALONE) if name == FRAME else {"mode": name}
+    chosen: dict[str, object] = {"mode": name}
+    if name == FRAME:
+        chosen = {**parts_off(), "mode": "wavefront", "window": 1, "stride": 1}
     for option in options:
         key, _, value = option.partition("=")
         key = key.replace("-", "_")
