@@ -39,6 +39,7 @@ class OpenVinoEngine:
             Tensors in and out are float32 all the same.
         compiled: where compiled networks are kept from run to run; None keeps none. Networks whose weights
             were replaced are not kept.
+        at_once: networks that will run at a time, each on its share of the cores.
 
     Raises:
         EngineError: OpenVINO is not installed.
@@ -46,7 +47,9 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, *, precision: Precision = "auto", compiled: CompiledStore | None = None) -> None:
+    def __init__(
+        self, *, precision: Precision = "auto", compiled: CompiledStore | None = None, at_once: int = 1
+    ) -> None:
         try:
             import openvino
         except ImportError:
@@ -62,12 +65,16 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         }
+        if at_once > 1:
+            # Not pinned: each would be, and all to the same first cores.
+            share = max(1, _cores() // at_once)
+            self._options |= {"INFERENCE_NUM_THREADS": str(share), "ENABLE_CPU_PINNING": "NO"}
         self._compiled = compiled
         self._machine = {
             "version": openvino.get_version(),
             "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             "capabilities": sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-            "cores": os.cpu_count(),
+            "cores": _cores(),
             "options": self._options,
         }
 
@@ -206,6 +213,10 @@ class OpenVinoNetwork:
         return EngineError(
             f"OpenVINO refuses {self._name} for shapes {shapes}: {_first_line(error)}; use --engine torch"
         )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _checksum(path: Path) -> str:

@@ -79,6 +79,7 @@ def open_engine(
     *,
     shapes: Shapes | None = None,
     model: str = "",
+    at_once: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """Open an engine by name.
@@ -87,6 +88,7 @@ def open_engine(
         name: as for `engine_name`.
         shapes: of the networks; the engines that build ahead have to be told.
         model: put before each network's name where people read it.
+        at_once: networks that will run at a time; OpenVINO gives each its share of the cores.
         say: is told how far builds are.
 
     Raises:
@@ -101,7 +103,7 @@ def open_engine(
         case "openvino":
             from toonstream.engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine(compiled=CompiledStore(cache_folder() / "openvino"))
+            return OpenVinoEngine(compiled=CompiledStore(cache_folder() / "openvino"), at_once=at_once)
         case "onnxruntime":
             from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 

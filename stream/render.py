@@ -12,6 +12,7 @@ from toonstream.errors import OutputError, ToonstreamError
 from toonstream.export.assemble import load_model
 from toonstream.export.loras import with_loras
 from toonstream.export.reference import with_reference
+from toonstream.stream.beside import AT_ONCE, load_beside
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import ContactSheet, side_by_side
 from toonstream.stream.conditions import Conditions
@@ -20,7 +21,7 @@ from toonstream.stream.pipeline import Progress, run
 from toonstream.stream.serving import open_stream_engine
 from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
-from toonstream.stream.stylizer import Toon, load_stylizer
+from toonstream.stream.stylizer import Toon
 from toonstream.stream.temporal.cuts import Scenes
 from toonstream.stream.temporal.picture import read_picture
 from toonstream.stream.temporal.stages import in_stages
@@ -144,8 +145,8 @@ def render_clip(
                 sample_aspect_ratio=pixel_aspect(info, size),
             )
         )
-        engine = open_stream_engine(engine_wanted, model, choices, size=size, say=say)
-        stylizer = load_stylizer(model, choices, engine=engine, stopwatch=stopwatch, size=size)
+        engine = open_stream_engine(engine_wanted, model, choices, size=size, at_once=AT_ONCE, say=say)
+        stylizer = load_beside(model, choices, engine=engine, stopwatch=stopwatch, size=size)
         sheet = ContactSheet()
         end = 0.0
         started(

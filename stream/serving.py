@@ -122,6 +122,7 @@ def open_stream_engine(
     settings: RenderSettings,
     *,
     size: tuple[int, int],
+    at_once: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """Open an engine for a stream of frames of one size.
@@ -134,13 +135,14 @@ def open_stream_engine(
         model: whose networks will be loaded.
         settings: how the stream will run them.
         size: (width, height) of its frames, in pixels.
+        at_once: networks that will run at a time.
         say: is told how far builds are.
 
     Raises:
         EngineError: the engine is unknown, not installed, or of no use here.
         SettingError: the window is longer than the model knows.
     """
-    return _open(name, model, stream_envelope(model, settings, size=size), say)
+    return _open(name, model, stream_envelope(model, settings, size=size), say, at_once)
 
 
 def open_live_networks(
@@ -174,9 +176,15 @@ def open_live_networks(
     return shared
 
 
-def _open(name: str, model: Model, envelope: Envelope, say: Callable[[str], None]) -> Engine:
+def _open(
+    name: str, model: Model, envelope: Envelope, say: Callable[[str], None], at_once: int = 1
+) -> Engine:
     engine = open_engine(
-        engine_name(name), shapes=envelope_shapes(envelope), model=model.defaults.name, say=say
+        engine_name(name),
+        shapes=envelope_shapes(envelope),
+        model=model.defaults.name,
+        at_once=at_once,
+        say=say,
     )
     if not isinstance(engine, TensorRtEngine):
         return engine

@@ -1,15 +1,17 @@
 """From conditioned frames to toon frames: the rolling window, and the decoder behind it."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from toonstream.config import RenderSettings
 from toonstream.engines.background import SwitchableEngine
-from toonstream.engines.engine import Engine, Network
+from toonstream.engines.engine import Engine, Network, TensorSpec
 from toonstream.errors import ModelError
 from toonstream.export.checkpoints import Model
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
@@ -24,7 +26,7 @@ from toonstream.stream.temporal.attending import load_memory
 from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
-__all__ = ["Stylizer", "Toon", "load_stylizer"]
+__all__ = ["Decode", "Stylizer", "Toon", "load_stylizer"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +36,10 @@ class Toon:
     source: Frame
     toon: Frame
     scene: int = 0
+
+
+Decode: TypeAlias = Callable[[], Toon]
+"""Makes a toon of a frame that is final. On any thread, one at a time."""
 
 
 class Stylizer:
@@ -79,6 +85,21 @@ class Stylizer:
         `text`, `seed` and `key` are the frame's own, see `Denoiser.push`; where no key is given, it
         is the frame's index.
         """
+        return (decode() for decode in self.advance(conditioned, text=text, seed=seed, key=key))
+
+    def finish(self) -> Iterator[Toon]:
+        """The stream has ended: give the rest."""
+        return (decode() for decode in self.end())
+
+    def advance(
+        self,
+        conditioned: Conditioned,
+        *,
+        text: Tensor | None = None,
+        seed: int | None = None,
+        key: int | None = None,
+    ) -> list[Decode]:
+        """Take the next frame as `push` does; give what decodes the ones that became final, in order."""
         is_cut = self._scene is not None and conditioned.scene != self._scene
         before = self._denoiser.cut() if is_cut else []
         self._scene = conditioned.scene
@@ -90,20 +111,20 @@ class Stylizer:
         }
         hints = {**conditioned.hints, **drawn}
         image = conditioned.frame.image
-        return self._decoded(before + self._denoiser.push(hints, text=text, seed=seed, key=key, image=image))
+        return self._final(before + self._denoiser.push(hints, text=text, seed=seed, key=key, image=image))
 
-    def finish(self) -> Iterator[Toon]:
-        """The stream has ended: give the rest."""
-        return self._decoded(self._denoiser.finish())
+    def end(self) -> list[Decode]:
+        """Finish, and give what decodes the rest."""
+        return self._final(self._denoiser.finish())
 
-    def _decoded(self, committed: Iterable[Committed]) -> Iterator[Toon]:
-        for final in committed:
-            source, scene = self._waiting.popleft()
-            latents = final.latents.unsqueeze(0) / self._scale + self._shift
-            picture = self._decoder({"latents": latents})["image"][0]
-            height, width = source.image.shape[:2]
-            image = as_image(picture, (width, height))
-            yield Toon(source=source, toon=replace(source, image=image), scene=scene)
+    def _final(self, committed: Iterable[Committed]) -> list[Decode]:
+        return [partial(self._decode, final.latents, *self._waiting.popleft()) for final in committed]
+
+    def _decode(self, latents: Tensor, source: Frame, scene: int) -> Toon:
+        picture = self._decoder({"latents": latents.unsqueeze(0) / self._scale + self._shift})["image"][0]
+        height, width = source.image.shape[:2]
+        image = as_image(picture, (width, height))
+        return Toon(source=source, toon=replace(source, image=image), scene=scene)
 
 
 def load_stylizer(
@@ -113,6 +134,7 @@ def load_stylizer(
     engine: Engine,
     stopwatch: Stopwatch,
     size: tuple[int, int] | None = None,
+    embedders: Mapping[str, Network] | None = None,
 ) -> Stylizer:
     """Load a model's networks and read the prompt.
 
@@ -122,6 +144,7 @@ def load_stylizer(
         engine: what runs them. The networks of a `SwitchableEngine` are replaced between windows.
         stopwatch: is told, under each network's name, how long it is busy.
         size: (width, height) of the frames to come, in pixels, for an engine that compiles to begin with.
+        embedders: the networks `hint_NAME` by that name, where frames come with their embeddings for hints.
 
     Raises:
         InputError: a prompt is longer than the model takes, or the reference picture cannot be read.
@@ -133,15 +156,16 @@ def load_stylizer(
     names = [unet, "vae_decoder", *annotated.values()]
     if settings.reference is not None:
         names.append("vae_encoder")
-    for controlnet in model.defaults.controlnets:
-        names += [f"hint_{controlnet}", f"controlnet_{controlnet}"]
+    names += [f"controlnet_{controlnet}" for controlnet in model.defaults.controlnets]
+    if embedders is None:
+        names += [f"hint_{controlnet}" for controlnet in model.defaults.controlnets]
     if unet not in model.sources:
         raise ModelError(
             f"{model.defaults.name} has no {unet}: add it with `export.reference.with_reference`"
         )
     loaded = {name: engine.load(model.sources[name]) for name in names}
     guided = settings.guidance > 1.0
-    networks: dict[str, TimedNetwork] = {}
+    networks: dict[str, Network] = dict.fromkeys(embedders or (), _Given())
     for name, network in loaded.items():
         if name.startswith("controlnet_") and engine.name == "openvino":  # compiles for every shape anew
             levels = settings.steps if settings.mode == "skewed" else 1
@@ -156,7 +180,7 @@ def load_stylizer(
     text, *negative = encode(settings.prompt, *([settings.negative_prompt] if guided else []))
     if size is not None and not settings.attends:
         prepare_unet(
-            loaded,
+            {**loaded, **(embedders or {})},
             hint=next(iter(model.defaults.controlnets)),
             size=padded_size(size, model.size_multiple),
             text=torch.cat([*negative, text]),
@@ -185,6 +209,7 @@ def load_stylizer(
             guidance=settings.guidance,
             seed=settings.seed,
             mode=settings.mode,
+            shared_noise=settings.shared_noise,
             controlnet_scales=model.defaults.controlnets,
         ),
         latent_channels=model.latent_channels,
@@ -205,3 +230,13 @@ def load_stylizer(
         scale=model.latent_scale,
         shift=model.latent_shift,
     )
+
+
+class _Given:
+    """Stands in for a network that embeds hints: they are embedded already."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"embedding": tensors["hint"]}
