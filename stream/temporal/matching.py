@@ -25,6 +25,7 @@ __all__ = ["FlowMatcher", "Matcher", "PatchMatcher", "Picture", "Remapped", "as_
 Picture = NDArray[np.float32]
 
 _DIFFERENT = 24.0  # levels of 255: guides, or styles, that are this far apart count for a half
+_SHARP = cv2.INTER_CUBIC  # linear interpolation takes twice as much of the sharpness away
 _PAIRS = 8  # matched at once, where each is for itself: the memory of a GPU has an end
 _SOFT = 5  # pixels: side of the neighbourhood that is trusted, or agrees, together
 
@@ -34,7 +35,7 @@ class Remapped:
     """Toons brought to where a frame is.
 
     Attributes:
-        styles: (N, H, W, 3) float32 in [0, 255].
+        styles: (N, H, W, 3) float32, levels of 255, and a little beyond where an edge was interpolated.
         weights: (N, H, W) float32 in [0, 1], how far they can be relied on.
     """
 
@@ -92,7 +93,7 @@ class FlowMatcher:
             there = self._flow(target, toon.source)
             found = trusted(there, self._flow(toon.source, target)).astype(np.float32)
             guide = warp(toon.source.image.astype(np.float32), there)
-            styles.append(warp(toon.toon.image.astype(np.float32), there))
+            styles.append(warp(toon.toon.image.astype(np.float32), there, interpolation=_SHARP))
             weights.append(_soft(found) * _agreement(guide, target.image))
         remapped = Remapped(styles=np.stack(styles), weights=np.stack(weights).astype(np.float32))
         if compare != "mean":
