@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toonstream.config import Mode, Settings, Size
@@ -44,15 +44,11 @@ def test_options_are_settings() -> None:
     assert (settings.style, settings.seed, settings.size) == ("ink", 9, Size(short=64))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 32), st.integers(1, 50), st.floats(1, 30), st.integers(0, 2**63 - 1))
 def test_numbers_come_through(window: int, steps: int, guidance: float, seed: int) -> None:
-    settings = parse_mode(f"wavefront+window={window}+steps={steps}+guidance={guidance!r}+seed={seed}", BASE)
-    assert (settings.window, settings.steps, settings.guidance, settings.seed) == (
-        window,
-        steps,
-        guidance,
-        seed,
-    )
+    mode = parse_mode(f"wavefront+window={window}+steps={steps}+guidance={guidance!r}+seed={seed}", BASE)
+    assert (mode.window, mode.steps, mode.guidance, mode.seed) == (window, steps, guidance, seed)
 
 
 def test_what_is_the_same_for_all_modes_is_no_option() -> None:

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toonstream.stream.clock import Stopwatch
@@ -45,6 +45,7 @@ def conditioned(index: int) -> Conditioned:
     return Conditioned(frame=Frame(index=index, pts=index, time_base=Fraction(1, 24), image=image), hints={})
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(0, 30))
 def test_toons_of_one_frame_come_together_as_soon_as_the_slowest_mode_has_drawn_it(
     lookaheads: list[int], frames: int
