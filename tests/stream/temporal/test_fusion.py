@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -13,12 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toonstream.config import Settings
+from toonstream.engines.torch import TorchEngine
 from toonstream.errors import SettingError
-from toonstream.export.checkpoints import Defaults
+from toonstream.export.checkpoints import Defaults, open_model, shipped_model
+from toonstream.stream.clock import Stopwatch
+from toonstream.stream.conditions import Conditions
 from toonstream.stream.denoise import Denoiser, DenoiseSettings
+from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
+from toonstream.stream.stylizer import load_stylizer
 from toonstream.stream.temporal.correspondence import Correspondences
 from toonstream.stream.temporal.fusion import SynchronizedFusion, make_fusion
+from toonstream.stream.temporal.measure import Meter, Survey
 
 Image = NDArray[np.uint8]
 SHAPE = (4, 12, 16)
@@ -265,3 +272,33 @@ def test_the_skewed_wavefront_fuses_as_the_wavefront_does(steps: int) -> None:
 @pytest.mark.parametrize("mode", ["wavefront", "anchored"])
 def test_the_first_scene_is_the_same_whatever_follows(mode: str) -> None:
     torch.testing.assert_close(drawn(mode, 2, 1.0, cut_at=6)[:3], drawn(mode, 2, 1.0, cut_at=7)[:3])
+
+
+def test_on_a_filmed_pan_the_flow_warped_error_falls_and_lines_stay() -> None:
+    random_ = np.random.default_rng(2)
+    soft = cv2.resize(random_.uniform(0, 255, (8, 20, 3)), (320, 128), interpolation=cv2.INTER_CUBIC)
+    wide = np.asarray(soft.clip(0, 255), np.uint8)
+    for x, y in random_.integers((10, 10), (310, 118), (30, 2)):
+        cv2.circle(
+            wide, (int(x), int(y)), int(random_.integers(5, 16)), random_.uniform(0, 255, 3).tolist(), -1
+        )
+    noise = random_.normal(0, 3, (9, 128, 128, 3))
+    views = [np.asarray((wide[:, 8 * i :][:, :128] + noise[i]).clip(0, 255), np.uint8) for i in range(9)]
+    model = open_model(shipped_model())
+    figures = []
+    for strength in (0.0, 1.0):
+        chosen = Settings(window=4, stride=2, steps=1, fusion=strength).resolve(model.defaults)
+        engine = TorchEngine(device=torch.device("cpu"))
+        stylizer = load_stylizer(model, chosen, engine=engine, stopwatch=Stopwatch())
+        prepare = Conditions(model.defaults.controlnets, size=(128, 128), multiple=model.size_multiple)
+        survey, meter = Survey(), Meter()
+        toons = []
+        for index, view in enumerate(views):
+            frame = Frame(index=index, pts=index, time_base=Fraction(1, 25), image=view)
+            toons += stylizer.push(prepare(frame))
+        for toon in [*toons, *stylizer.finish()]:
+            meter.push(survey.push(toon.source.image), toon.toon.image)
+        figures.append(meter.figures)
+    plain, fused = figures
+    assert fused.ratio < 0.94 * plain.ratio
+    assert fused.sharpness > 0.9 * plain.sharpness
