@@ -43,11 +43,11 @@ class OutputPlace:
         self.temporary = self.target.with_name(f".{stem}.{secrets.token_hex(4)}.partial{suffix}")
         try:
             os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileNotFoundError as error:
-            raise OutputError(
-                f"{path.parent} does not exist: make that folder first, or choose another"
-            ) from error
         except OSError as error:
+            if not path.parent.exists():
+                raise OutputError(
+                    f"{path.parent} does not exist: make that folder first, or choose another"
+                ) from error
             raise OutputError(
                 f"{path.parent} cannot be written to ({error.strerror}): choose another folder with -o"
             ) from error
