@@ -2,13 +2,15 @@
 
 A filmed-looking clip goes from file to file, decoder to encoder. What counts is the stretch from the first
 quarter to the last frame read, so neither start-up nor the ends. In the same run the network calls of one
-stride of that stretch are made again, with the same tensors, in a bare loop: what the networks alone allow.
+stride of that stretch are made again, with the same tensors and on as many threads, in a bare loop: what the
+networks alone allow.
 """
 
 import argparse
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,12 +24,12 @@ from toonstream.demo import Scene, write_scene
 from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import Model, open_model, shipped_model
+from toonstream.stream.beside import AT_ONCE, load_beside
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.pipeline import Progress, run
 from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import FileSource
-from toonstream.stream.stylizer import load_stylizer
 from toonstream.stream.temporal.cuts import Scenes
 
 _RATE = 24  # frames a second, of the clip
@@ -37,16 +39,44 @@ _REPLAYS = 12  # of one stride's calls
 
 @dataclass(kw_only=True)
 class Tape:
-    """The calls made while it runs."""
+    """What was called while it runs, by thread; and for how long any network was busy, always."""
 
     running: bool = False
-    calls: list[tuple[Network, dict[str, Tensor]]] = field(default_factory=list)
+    calls: dict[int, list[tuple[Network, dict[str, Tensor]]]] = field(default_factory=dict)
+    busy: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _active: int = 0
+    _since: float = 0.0
+
+    def call(self, network: Network, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run a network, and note what is to be noted."""
+        if self.running:
+            given = {name: tensor.clone() for name, tensor in tensors.items()}
+            self.calls.setdefault(threading.get_ident(), []).append((network, given))
+        with self._lock:
+            self._since = self._since if self._active else time.perf_counter()
+            self._active += 1
+        try:
+            return network(tensors)
+        finally:
+            with self._lock:
+                self._active -= 1
+                if not self._active:
+                    self.busy += time.perf_counter() - self._since
 
     def replay(self) -> float:
-        """Make the calls again; gives the seconds that took."""
+        """Make the calls again, each thread's one after the other; gives the seconds that took."""
+
+        def replay_one(calls: list[tuple[Network, dict[str, Tensor]]]) -> None:
+            for network, tensors in calls:
+                network(tensors)
+
+        threads = [threading.Thread(target=replay_one, args=(calls,)) for calls in self.calls.values()]
         begin = time.perf_counter()
-        for network, tensors in self.calls:
-            network(tensors)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         return time.perf_counter() - begin
 
 
@@ -68,10 +98,8 @@ class Taped:
         return self.network.outputs
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run, and note the call while the tape runs."""
-        if self.tape.running:
-            self.tape.calls.append((self.network, {name: tensor.clone() for name, tensor in tensors.items()}))
-        return self.network(tensors)
+        """Run on tape."""
+        return self.tape.call(self.network, tensors)
 
 
 @dataclass(kw_only=True)
@@ -98,7 +126,7 @@ class Figures:
     Attributes:
         fps: of the pipeline.
         bare_fps: of its network calls alone.
-        share: of the wall time that was spent inside networks, 0 to 1.
+        share: of the wall time in which a network ran, 0 to 1.
         first_seconds: from the start of the stages to the first committed frame, compilation included.
     """
 
@@ -115,15 +143,18 @@ def measure(model: Model, engine: Engine, choices: RenderSettings, *, side: int,
     taped_from = frames // 2
 
     def observe(progress: Progress) -> None:
-        inside = sum(seconds for name, seconds in stopwatch.seconds.items() if name in model.sources)
-        marks.append((progress, inside))
+        marks.append((progress, tape.busy))
         tape.running = taped_from < progress.frames_in <= taped_from + choices.stride
 
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         write_scene(Scene(width=side, height=side, rate=_RATE, seconds=frames / _RATE), clip)
-        stylizer = load_stylizer(
-            model, choices, engine=TapedEngine(engine=engine, tape=tape), stopwatch=stopwatch
+        stylizer = load_beside(
+            model,
+            choices,
+            engine=TapedEngine(engine=engine, tape=tape),
+            stopwatch=stopwatch,
+            size=(side, side),
         )
         conditions = Scenes(
             Conditions(model.defaults.controlnets, size=(side, side), multiple=model.size_multiple)
@@ -161,7 +192,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=(256, 384, 512), help="pixels (256 384 512)")
     parser.add_argument("--frames", type=int, default=120, help="length of the clip (120)")
     options = parser.parse_args()
-    model, engine = open_model(options.model), open_engine(options.engine)
+    model, engine = open_model(options.model), open_engine(options.engine, at_once=AT_ONCE)
     print(f"{model.defaults.name} on {engine.name}, {os.cpu_count()} cores, {platform.machine()}")
     print("setting  side  steps window stride      fps  bare fps  inside networks  first frame")
     for name, settings in {"live": _LIVE, "file": Settings()}.items():
