@@ -47,12 +47,20 @@ class OutlineExtractor:
         height, width = image.shape[:2]
         scale = min(max(min(height, width) / _REFERENCE_SIDE, 1.0), _MAX_SCALE)
         sigma = self.sigma * scale
-        luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+        # In place wherever it can be: fresh memory costs as much as what is computed in it.
+        luminance = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        luminance /= 255.0
         narrow = _blur(luminance, sigma)
         wide = _blur(luminance, sigma * _SIGMA_RATIO)
-        response = _along_tangents(wide - narrow, narrow, step=scale, reach=self.reach, spread=2.0 * sigma)
-        line = np.tanh(self.sharpness * np.maximum(response - self.threshold, 0.0))
-        return np.asarray(line * 255.0 + 0.5, dtype=np.uint8)
+        wide -= narrow
+        line = _along_tangents(wide, narrow, step=scale, reach=self.reach, spread=2.0 * sigma)
+        line -= self.threshold
+        np.maximum(line, 0.0, out=line)
+        line *= self.sharpness
+        np.tanh(line, out=line)
+        line *= 255.0
+        line += 0.5
+        return line.astype(np.uint8)
 
 
 def _blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -63,28 +71,39 @@ def _along_tangents(
     response: NDArray[np.float32], luminance: NDArray[np.float32], *, step: float, reach: int, spread: float
 ) -> NDArray[np.float32]:
     """Average `response` (H, W) along the smoothed edge tangents of `luminance` (H, W)."""
-    gradient_x = cv2.Sobel(luminance, cv2.CV_32F, 1, 0)
-    gradient_y = cv2.Sobel(luminance, cv2.CV_32F, 0, 1)
-    xx = _blur(np.asarray(gradient_x * gradient_x, dtype=np.float32), spread)
-    yy = _blur(np.asarray(gradient_y * gradient_y, dtype=np.float32), spread)
-    xy = _blur(np.asarray(gradient_x * gradient_y, dtype=np.float32), spread)
-    angle = 0.5 * np.arctan2(2.0 * xy, xx - yy) + np.float32(np.pi / 2)
-    tangent_x = np.cos(angle) * np.float32(step)
-    tangent_y = np.sin(angle) * np.float32(step)
+    gradient_x = np.asarray(cv2.Sobel(luminance, cv2.CV_32F, 1, 0), dtype=np.float32)
+    gradient_y = np.asarray(cv2.Sobel(luminance, cv2.CV_32F, 0, 1), dtype=np.float32)
+    xy = gradient_x * gradient_y
+    gradient_x *= gradient_x
+    gradient_y *= gradient_y
+    for product in (gradient_x, gradient_y, xy):
+        cv2.GaussianBlur(product, (0, 0), spread, dst=product)
+    xy *= 2.0
+    gradient_x -= gradient_y
+    angle = np.arctan2(xy, gradient_x, out=xy)
+    angle *= 0.5
+    angle += np.float32(np.pi / 2)
+    tangent_x = np.cos(angle, out=gradient_x)
+    tangent_x *= np.float32(step)
+    tangent_y = np.sin(angle, out=gradient_y)
+    tangent_y *= np.float32(step)
     height, width = luminance.shape
-    column, row = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    column, row = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     total = response.copy()
+    place_x, place_y, moved = xy, np.empty_like(response), np.empty_like(response)
     weights = 1.0
     for sample in range(1, reach + 1):
         weight = float(np.exp(-0.5 * (sample / max(reach * 0.6, 0.5)) ** 2))
         for sign in (-sample, sample):
-            moved = cv2.remap(
-                response,
-                column + sign * tangent_x,
-                row + sign * tangent_y,
-                cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_REPLICATE,
+            np.multiply(tangent_x, sign, out=place_x)
+            np.multiply(tangent_y, sign, out=place_y)
+            place_x += column
+            place_y += row
+            cv2.remap(
+                response, place_x, place_y, cv2.INTER_LINEAR, dst=moved, borderMode=cv2.BORDER_REPLICATE
             )
-            total += weight * moved
+            moved *= weight
+            total += moved
             weights += weight
-    return np.asarray(total / weights, dtype=np.float32)
+    total /= weights
+    return total
