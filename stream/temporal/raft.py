@@ -356,7 +356,15 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+    except (
+        EOFError,
+        LookupError,  # of torch's unpickler, where a file is no pickle
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        UnpicklingError,
+        ValueError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the flow checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -96,11 +96,14 @@ def test_what_is_not_raft_is_refused_in_one_line(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, odd)
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"nothing of the kind")
+    text = tmp_path / "layout.txt"
+    text.write_text("raft_small 106 990162\nfeature_encoder.convnormrelu.0.weight (32, 3, 7, 7)\n")
     nested = tmp_path / "nested.pth"
     torch.save({"model": {"weight": torch.zeros(3)}}, nested)
     cases = {
         odd: "give weights of raft_small or raft_large",
         broken: "cannot be read",
+        text: "cannot be read",
         nested: "holds no state dict",
         tmp_path / "missing.safetensors": "cannot be read",
         tmp_path / "missing.pth": "cannot be read",
