@@ -6,8 +6,9 @@ that look-ahead, whatever the length of the clip.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from toonstream.errors import SettingError, ToonstreamError
 from toonstream.export.assemble import load_model
 from toonstream.export.checkpoints import Model
 from toonstream.export.reference import with_reference
-from toonstream.stream.clock import Stopwatch
+from toonstream.stream.clock import Clock, Stopwatch, monotonic
 from toonstream.stream.compose import Grid
 from toonstream.stream.conditions import Conditioned, Conditions
 from toonstream.stream.frame import Frame
@@ -49,7 +50,7 @@ class ModeFigures:
 
     Attributes:
         figures: how steady, sharp and true the toon is.
-        fps: frames a second while this mode drew, the others waiting; 0 for the source.
+        fps: frames a second, see `Lockstep.fps`; 0 for the source.
         network_seconds: of it, inside networks.
     """
 
@@ -119,27 +120,48 @@ class Lockstep:
 
     Args:
         stylizers: of the modes, fresh, by name.
-        stopwatch: is told, under its name, how long each is busy.
+        clock: gives the time.
     """
 
-    def __init__(self, stylizers: Mapping[str, Stylizing], stopwatch: Stopwatch) -> None:
+    def __init__(self, stylizers: Mapping[str, Stylizing], clock: Clock = monotonic) -> None:
         self._stylizers = stylizers
-        self._stopwatch = stopwatch
+        self._clock = clock
         self._waiting: dict[str, deque[Toon]] = {name: deque() for name in stylizers}
+        self._busy = dict.fromkeys(stylizers, 0.0)
+        self._drawn = dict.fromkeys(stylizers, 0)
+        self._warm: dict[str, tuple[int, float]] = {}
 
     def push(self, conditioned: Conditioned) -> Iterator[tuple[Toon, ...]]:
         """Take the next frame; give the frames that all modes have drawn now."""
         for name, stylizer in self._stylizers.items():
-            with self._stopwatch.measure(name):
-                self._waiting[name].extend(stylizer.push(conditioned))
+            self._take(name, partial(stylizer.push, conditioned))
         yield from self._together()
 
     def finish(self) -> Iterator[tuple[Toon, ...]]:
         """The stream has ended: give the rest."""
         for name, stylizer in self._stylizers.items():
-            with self._stopwatch.measure(name):
-                self._waiting[name].extend(stylizer.finish())
+            self._take(name, stylizer.finish)
         yield from self._together()
+
+    def fps(self, name: str) -> float:
+        """Frames a second while this mode drew, the others waiting; 0 before there is one.
+
+        What came with the first toons does not count, as that is when engines compile; unless that is all.
+        """
+        drawn, busy = self._warm.get(name, (0, 0.0))
+        if self._drawn[name] == drawn:
+            drawn, busy = 0, 0.0
+        seconds = self._busy[name] - busy
+        return (self._drawn[name] - drawn) / seconds if seconds > 0.0 else 0.0
+
+    def _take(self, name: str, toons: Callable[[], Iterable[Toon]]) -> None:
+        begin = self._clock()
+        given = list(toons())
+        self._busy[name] += self._clock() - begin
+        self._drawn[name] += len(given)
+        self._waiting[name].extend(given)
+        if given:
+            self._warm.setdefault(name, (self._drawn[name], self._busy[name]))
 
     def _together(self) -> Iterator[tuple[Toon, ...]]:
         while all(self._waiting.values()):
@@ -214,11 +236,12 @@ def compare_clip(
                     "modes": {name: _facts(chosen) for name, chosen in choices.items()},
                 }
             )
+            lockstep = Lockstep(stylizers)
             end = 0.0
 
             def write(toons: tuple[Toon, ...]) -> None:
                 nonlocal end
-                frame = board.draw(toons)
+                frame = board.draw(toons, lockstep.fps)
                 sink.write(frame)
                 end = float((frame.pts + (frame.duration or 0)) * frame.time_base)
 
@@ -233,7 +256,7 @@ def compare_clip(
                             annotated=model.annotators,
                         )
                     ),
-                    Lockstep(stylizers, board.stopwatch),
+                    lockstep,
                     write,
                     stopwatch=board.stopwatch,
                     stopped=stopped,
@@ -245,7 +268,7 @@ def compare_clip(
                     raise
                 raise type(error)(f"{error}; what was finished is kept as {sink.partial}") from error
             sink.close(complete=not stopped())
-        figures = board.figures()
+        figures = board.figures(lockstep.fps)
         return Compared(
             rendered=Rendered(
                 output=output if progress.frames_committed else None,
@@ -268,7 +291,7 @@ class _Board:
 
     Attributes:
         size: (width, height) of what is drawn, in pixels.
-        stopwatch: knows, under its name, how long each mode was busy.
+        stopwatch: of the stages around the modes.
         inside: by mode, knows how long its networks were.
     """
 
@@ -289,7 +312,7 @@ class _Board:
         self._words: list[str] = []
         self._drawn = 0
 
-    def draw(self, toons: Sequence[Toon]) -> Frame:
+    def draw(self, toons: Sequence[Toon], fps: Callable[[str], float]) -> Frame:
         """Measure and draw one frame: the source, and what each mode made of it."""
         frame = toons[0].source
         pictures = [frame.image, *(toon.toon.image for toon in toons)]
@@ -298,22 +321,22 @@ class _Board:
             for meter, picture in zip(self._meters.values(), pictures, strict=True):
                 meter.push(sight, picture)
         if self._drawn % self._every == 0 or self._drawn == _KNOWN:
-            self._words = [mode.words() for mode in self.figures().values()]
+            self._words = [mode.words() for mode in self.figures(fps).values()]
         self._drawn += 1
         cells = zip(pictures, self._meters, self._words, strict=True)
         return replace(frame, image=self._grid.draw(list(cells)))
 
-    def figures(self) -> dict[str, ModeFigures]:
-        """What came of the source and of each mode so far."""
-        return {name: self._of(name, meter.figures) for name, meter in self._meters.items()}
+    def figures(self, fps: Callable[[str], float]) -> dict[str, ModeFigures]:
+        """What came of the source and of each mode so far, with the speed of each."""
+        return {name: self._of(name, meter.figures, fps) for name, meter in self._meters.items()}
 
-    def _of(self, name: str, figures: Figures) -> ModeFigures:
+    def _of(self, name: str, figures: Figures, fps: Callable[[str], float]) -> ModeFigures:
         if name == SOURCE:
             return ModeFigures(figures=figures, fps=0.0, network_seconds=0.0)
-        busy, inside = self.stopwatch.seconds.get(name, 0.0), self.inside[name].seconds
+        inside = self.inside[name].seconds
         return ModeFigures(
             figures=figures,
-            fps=figures.frames / busy if busy else 0.0,
+            fps=fps(name),
             network_seconds=sum(inside.get(network, 0.0) for network in self._networks),
         )
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compare import Lockstep, ModeFigures
 from toonstream.stream.conditions import Conditioned
 from toonstream.stream.frame import Frame
@@ -51,7 +50,7 @@ def test_toons_of_one_frame_come_together_as_soon_as_the_slowest_mode_has_drawn_
     lookaheads: list[int], frames: int
 ) -> None:
     modes = {str(level): Mode(level, lookahead) for level, lookahead in enumerate(lookaheads)}
-    lockstep = Lockstep(modes, Stopwatch(iter(range(10_000)).__next__))
+    lockstep = Lockstep(modes)
     sets: list[tuple[Toon, ...]] = []
     for index in range(frames):
         sets += lockstep.push(conditioned(index))
@@ -65,7 +64,7 @@ def test_toons_of_one_frame_come_together_as_soon_as_the_slowest_mode_has_drawn_
 
 
 def test_each_mode_is_timed_by_itself() -> None:
-    moment = 0
+    moment = 0.0
 
     def clock() -> float:
         return moment
@@ -76,11 +75,30 @@ def test_each_mode_is_timed_by_itself() -> None:
             moment += self.level
             yield from super().push(conditioned)
 
-    watch = Stopwatch(clock)
-    lockstep = Lockstep({"one": Slow(1, 0), "five": Slow(5, 3)}, watch)
-    for index in range(4):
+    lockstep = Lockstep({"one": Slow(1, 0), "five": Slow(5, 3), "none": Slow(1, 99)}, clock)
+    assert lockstep.fps("one") == 0.0
+    for index in range(5):
         list(lockstep.push(conditioned(index)))
-    assert watch.seconds == {"one": 4, "five": 20}
+    assert lockstep.fps("one") == 1.0
+    assert lockstep.fps("five") == 1 / 5  # what led to the first toon does not count
+    assert lockstep.fps("none") == 0.0
+
+
+def test_what_takes_long_at_first_does_not_count() -> None:
+    moment = 0.0
+
+    class Compiling(Mode):
+        def push(self, conditioned: Conditioned) -> Iterator[Toon]:
+            nonlocal moment
+            moment += 100.0 if conditioned.frame.index == 0 else 2.0
+            yield from super().push(conditioned)
+
+    lockstep = Lockstep({"mode": Compiling(0, 0)}, lambda: moment)
+    list(lockstep.push(conditioned(0)))
+    assert lockstep.fps("mode") == 1 / 100  # unless that is all
+    for index in range(1, 4):
+        list(lockstep.push(conditioned(index)))
+    assert lockstep.fps("mode") == 1 / 2
 
 
 UNKNOWN = Figures(
