@@ -5,7 +5,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -41,6 +41,7 @@ def test_a_new_scene_is_a_cut_where_it_begins() -> None:
 
 
 @given(seed=st.integers(0, 10_000), gain=st.floats(0.4, 1.6))
+@settings(deadline=None)
 def test_a_change_of_exposure_is_no_cut(seed: int, gain: float) -> None:
     picture = scene(seed)
     assert cuts(picture, brighter(picture, gain), picture) == []
@@ -54,6 +55,7 @@ def test_a_flash_is_no_cut_but_hides_none(level: int) -> None:
 
 
 @given(seed=st.integers(0, 10_000), step=st.integers(-50, 50))
+@settings(deadline=None)
 def test_a_whip_pan_is_no_cut(seed: int, step: int) -> None:
     wide = scene(seed, width=900)
     start = 290
