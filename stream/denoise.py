@@ -103,6 +103,7 @@ class Denoiser:
         self._windows = Windows(length=settings.window, stride=settings.stride)
         self._rolling = self._begin(settings)
         self._first = 0  # frame of the scene that the rolling window is in
+        self._scene = 0
         if scheduler.steps != settings.steps:
             raise SettingError(
                 f"The scheduler makes {scheduler.steps} steps and the settings ask for {settings.steps}: "
@@ -216,6 +217,7 @@ class Denoiser:
         """
         committed = self.finish()
         self._first += self._rolling.arrived
+        self._scene += 1
         self._rolling = self._begin(self._settings)
         for part in (self._fusion, self._reference):
             if part is not None:
@@ -292,7 +294,8 @@ class Denoiser:
         return committed
 
     def _noise(self, shape: tuple[int, ...], *, seed: int, key: int, step: int | None = None) -> Tensor:
-        return mixed_noise(shape, seed=seed, frame=key, step=step, shared=self._settings.shared_noise)
+        shared = self._settings.shared_noise
+        return mixed_noise(shape, seed=seed, frame=key, step=step, shared=shared, scene=self._scene)
 
     def _fused(self, climbed: Sequence[tuple[int, int]], x0: Tensor) -> Tensor:
         """Let frames (index, step) of one step share what they look like, (N, C, h, w)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["frame_noise", "mixed_noise"]
 
 _KEY_BITS = 128
-_SHARED = 2**63 - 2  # no frame's
+_SHARED = 2**63 - 2  # no frame's; counted down, scene by scene
 
 
 def frame_noise(shape: tuple[int, ...], *, seed: int, frame: int, step: int | None = None) -> Tensor:
@@ -35,12 +35,18 @@ def frame_noise(shape: tuple[int, ...], *, seed: int, frame: int, step: int | No
 
 
 def mixed_noise(
-    shape: tuple[int, ...], *, seed: int, frame: int, step: int | None = None, shared: float = 0.0
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    frame: int,
+    step: int | None = None,
+    shared: float = 0.0,
+    scene: int = 0,
 ) -> Tensor:
-    """Standard normal noise of one frame, part of which all frames of the seed have in common.
+    """Standard normal noise of one frame, part of which all frames of its scene have in common.
 
-    What frames have in common does not flicker. It belongs to the seed, and nothing of a picture is in it:
-    it is the same on both sides of a cut, in every session, and after a restart.
+    What frames have in common does not flicker. It belongs to the seed and to the scene's number, and nothing
+    of a picture is in it: it is the same in every session, and after a restart.
 
     Args:
         shape: of the result, such as (C, h, w).
@@ -48,13 +54,14 @@ def mixed_noise(
         frame: see `frame_noise`.
         step: see `frame_noise`.
         shared: part of the variance that is common, 0 (each frame has its own) to 1 (all have the same).
+        scene: number of the frame's scene in the stream, from 0.
 
     Returns:
         float32 on the CPU.
     """
     if shared <= 0.0:
         return frame_noise(shape, seed=seed, frame=frame, step=step)
-    common = frame_noise(shape, seed=seed, frame=_SHARED, step=step)
+    common = frame_noise(shape, seed=seed, frame=_SHARED - scene, step=step)
     if shared >= 1.0:
         return common
     own = frame_noise(shape, seed=seed, frame=frame, step=step)

@@ -250,6 +250,22 @@ def test_frames_have_as_much_noise_in_common_as_is_asked_for(shared, step):
         assert torch.equal(made[1], frame_noise((4, 64, 64), seed=0, frame=1, step=step))
     if shared == 1.0:
         assert torch.equal(made[0], made[2])
+    other = mixed_noise((4, 64, 64), seed=0, frame=2, step=step, shared=shared, scene=1)
+    assert torch.corrcoef(torch.stack([made[0], other]).flatten(1))[0, 1].abs() < 0.05
+
+
+def test_noise_that_frames_share_ends_with_their_scene():
+    options = DenoiseSettings(window=4, stride=3, steps=1, shared_noise=1.0, controlnet_scales=SCALES)
+    networks, common = make(options)
+
+    def scene(denoiser):
+        return [frame for _ in range(4) for frame in denoiser.push(HINTS[0])] + denoiser.cut()
+
+    denoiser, again = Denoiser(networks, **common), Denoiser(networks, **common)
+    first, second = latents(scene(denoiser)), latents(scene(denoiser))
+    assert not torch.equal(first, second)
+    assert torch.equal(latents(scene(again)), first)
+    assert torch.equal(latents(scene(again)), second)
 
 
 @pytest.mark.parametrize("kind", ["ddim", "lcm"])
