@@ -100,6 +100,7 @@ def export_network(module: nn.Module, path: Path, weights: Path, *, precision: P
     _attach_weights(graph, module.state_dict(), weights)
     if precision == "float16":
         to_half(graph)
+    _number_values(graph)
     partial = path.with_suffix(".part")
     partial.write_bytes(graph.SerializeToString(deterministic=True))
     partial.replace(path)
@@ -175,6 +176,21 @@ def _attach_weights(model: ModelProto, state: Mapping[str, Tensor], weights: Pat
     model.graph.input.extend(inputs)
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(initializers)
+
+
+def _number_values(model: ModelProto) -> None:
+    """Give what goes from node to node short names: the long ones were more than half of a graph's file.
+
+    Nodes, weights, inputs and outputs keep theirs.
+    """
+    graph = model.graph
+    known = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    made = (name for node in graph.node for name in node.output if name and name not in known)
+    short = {name: f"_{number:x}" for number, name in enumerate(made)}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [short.get(name, name) for name in names]
+    del graph.value_info[:]
 
 
 def _pointer(key: str, place: _Stored, file: str) -> TensorProto:
