@@ -36,7 +36,8 @@ def test_the_second_command_is_what_ci_runs() -> None:
 
 RENDERS = [command for command in COMMANDS if shlex.split(command)[1] == "clip.mp4"]
 SERVES = [command for command in COMMANDS if shlex.split(command)[1] == "serve"]
-TELLS = [command for command in COMMANDS if command not in {*RENDERS, *SERVES}]
+COMPARES = [command for command in COMMANDS if shlex.split(command)[1] == "compare"]
+TELLS = [command for command in COMMANDS if command not in {*RENDERS, *SERVES, *COMPARES}]
 
 
 @pytest.mark.parametrize("command", RENDERS)
@@ -49,6 +50,16 @@ def test_the_commands_that_render_work(
     small = [] if "--size" in words else ["--size", "48"]
     assert main([*words, *small, "--engine", "onnxruntime"]) == 0
     assert Path(words[words.index("-o") + 1] if "-o" in words else "clip.toon.mp4").is_file()
+
+
+@pytest.mark.parametrize("command", COMPARES)
+def test_the_commands_that_compare_work(
+    command: str, make_clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_clip(seconds=0.5)
+    assert main([*shlex.split(command)[1:], "--size", "48", "--engine", "onnxruntime"]) == 0
+    assert Path("clip.compare.mp4").is_file()
 
 
 @pytest.mark.parametrize("command", TELLS)

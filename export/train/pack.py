@@ -23,6 +23,8 @@ _DEFAULTS = {
     "scheduler": "ddim",
     "controlnets": dict.fromkeys(CONTROLS, 1.0),
     "styles": list(STYLES),
+    "shared_noise": 1.0,
+    "fusion": 0.5,
 }
 _CLASSES = {
     "tokenizer": ["transformers", "CLIPTokenizerFast"],
