@@ -33,7 +33,7 @@ from toonstream.stream.sources.file import FileSource
 from toonstream.stream.temporal.cuts import Scenes
 
 _RATE = 24  # frames a second, of the clip
-_LIVE = Settings(steps=1, window=4, stride=3, guidance=1.0)
+_LIVE = Settings(steps=1, window=4, stride=3, guidance=1.0, deflicker="off")
 _REPLAYS = 12  # of one stride's calls
 
 

@@ -68,7 +68,8 @@ class Grid:
         self._width, self._height = size
         self._scale = _READABLE * min(max(1.0, min(size) / 256), 2.5)
         self._line = round(_FONT_PIXELS * self._scale)
-        self._band = 2 * self._line + 6  # an even number
+        _, below = cv2.getTextSize("g", _FONT, self._scale, 1)  # how far letters reach under their line
+        self._band = 2 * self._line + 2 * ceil((below + 2) / 2)  # an even number
 
         def unlikeness(columns: int) -> float:
             rows = ceil(cells / columns)

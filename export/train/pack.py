@@ -24,7 +24,8 @@ _DEFAULTS = {
     "controlnets": dict.fromkeys(CONTROLS, 1.0),
     "styles": list(STYLES),
     "shared_noise": 1.0,
-    "fusion": 0.5,
+    "deflicker": "balanced",
+    "deflicker_window": 1,
 }
 _CLASSES = {
     "tokenizer": ["transformers", "CLIPTokenizerFast"],

@@ -139,6 +139,7 @@ def test_auto_is_openvino_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert open_engine("auto").name == "torch"
 
 
