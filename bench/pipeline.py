@@ -31,6 +31,7 @@ from toonstream.stream.pipeline import Progress, run
 from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sources.file import FileSource
 from toonstream.stream.temporal.cuts import Scenes
+from toonstream.stream.temporal.stages import in_stages
 
 _RATE = 24  # frames a second, of the clip
 _LIVE = Settings(steps=1, window=4, stride=3, guidance=1.0, deflicker="off")
@@ -166,7 +167,7 @@ def measure(model: Model, engine: Engine, choices: RenderSettings, *, side: int,
             end = run(
                 source,
                 conditions,
-                stylizer,
+                in_stages(stylizer, choices),
                 lambda toon: sink.write(toon.toon),
                 stopwatch=stopwatch,
                 observe=observe,
