@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toonstream.config import EngineName, RenderSettings, Settings
-from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
+from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource
 from toonstream.engines.select import engine_name, open_engine
 from toonstream.errors import ToonstreamError
 from toonstream.export.assemble import load_model
@@ -100,29 +100,19 @@ SCORED = 4  # every so-manieth frame is shown to CLIP
 # ---- Running a row
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counted:
+class Counted(NetworkAround):
     """A network whose frames are counted."""
 
-    network: Network
-    name: str
-    counts: Counter[str]
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network."""
-        return self.network.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network."""
-        return self.network.outputs
+    def __init__(self, network: Network, name: str, counts: Counter[str]) -> None:
+        super().__init__(network)
+        self._name = name
+        self._counts = counts
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run, and count: (batch, frames, C, h, w) or (batch, C, h, w)."""
         if "sample" in tensors:
-            self.counts[self.name.split("_")[0]] += int(np.prod(tensors["sample"].shape[:-3]))
-        return self.network(tensors)
+            self._counts[self._name.split("_")[0]] += int(np.prod(tensors["sample"].shape[:-3]))
+        return self._network(tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +129,7 @@ class CountingEngine:
 
     def load(self, source: NetworkSource) -> Network:
         """Load, and count."""
-        return Counted(network=self.engine.load(source), name=source.name, counts=self.counts)
+        return Counted(self.engine.load(source), source.name, self.counts)
 
 
 @dataclass(frozen=True, kw_only=True)

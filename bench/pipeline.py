@@ -21,7 +21,7 @@ from torch import Tensor
 
 from toonstream.config import EngineName, RenderSettings, Settings
 from toonstream.demo import Scene, write_scene
-from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
+from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import Model, open_model, shipped_model
 from toonstream.stream.beside import AT_ONCE, load_beside
@@ -81,26 +81,16 @@ class Tape:
         return time.perf_counter() - begin
 
 
-@dataclass(kw_only=True)
-class Taped:
+class Taped(NetworkAround):
     """A network whose calls are taped."""
 
-    network: Network
-    tape: Tape
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network."""
-        return self.network.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network."""
-        return self.network.outputs
+    def __init__(self, network: Network, tape: Tape) -> None:
+        super().__init__(network)
+        self._tape = tape
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run on tape."""
-        return self.tape.call(self.network, tensors)
+        return self._tape.call(self._network, tensors)
 
 
 @dataclass(kw_only=True)
@@ -117,7 +107,7 @@ class TapedEngine:
 
     def load(self, source: NetworkSource) -> Network:
         """Load, and tape."""
-        return Taped(network=self.engine.load(source), tape=self.tape)
+        return Taped(self.engine.load(source), self.tape)
 
 
 @dataclass(frozen=True, kw_only=True)

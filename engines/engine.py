@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Engine", "Network", "NetworkSource", "TensorSpec"]
+__all__ = ["Engine", "Network", "NetworkAround", "NetworkSource", "Preparing", "TensorSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,32 @@ class Network(Protocol):
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once. The tensors given out belong to the caller; the next call does not change them."""
+        ...
+
+
+class NetworkAround:
+    """What networks share that run another one in their own way: they declare what it does."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network within."""
+        return self._network.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """As declared by the network within."""
+        return self._network.outputs
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A network that can be built for shapes ahead of its turn, while others run."""
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Build what is needed for tensors of these shapes."""
         ...
 
 

@@ -12,17 +12,15 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from toonstream.engines.engine import Network
+from toonstream.engines.engine import Network, Preparing
 from toonstream.errors import EngineError
 
 __all__ = ["prepare_unet"]
 
 
 @runtime_checkable
-class _Compiled(Protocol):
+class _Compiled(Preparing, Protocol):
     """A network that is compiled for the shapes of its inputs."""
-
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None: ...
 
     def shapes_given(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]: ...
 

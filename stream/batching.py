@@ -9,27 +9,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from toonstream.engines.engine import Network, TensorSpec
+from toonstream.engines.engine import Network, NetworkAround
 
 __all__ = ["EqualBatches"]
 
 
-class EqualBatches:
+class EqualBatches(NetworkAround):
     """Cuts batches into ones of `size`; the last one is filled up with its last frame, and cut back."""
 
     def __init__(self, network: Network, size: int) -> None:
-        self._network = network
+        super().__init__(network)
         self._size = size
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.outputs
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run as often as it takes; axis 0 of every tensor counts the frames."""

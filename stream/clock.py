@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from toonstream.engines.engine import Network, TensorSpec
+from toonstream.engines.engine import Network, NetworkAround
 
 __all__ = ["Clock", "Stopwatch", "TimedNetwork", "monotonic"]
 
@@ -42,23 +42,13 @@ class Stopwatch:
         return dict(self._seconds)
 
 
-class TimedNetwork:
+class TimedNetwork(NetworkAround):
     """A network that notes how long its calls take."""
 
     def __init__(self, network: Network, name: str, stopwatch: Stopwatch) -> None:
-        self._network = network
+        super().__init__(network)
         self._name = name
         self._stopwatch = stopwatch
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.outputs
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once, and add the time it took."""

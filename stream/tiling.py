@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toonstream.engines.engine import Network, TensorSpec
+from toonstream.engines.engine import Network, NetworkAround
 from toonstream.export.shapes import SMALLEST_TILE
 
 __all__ = ["Cost", "Tiled", "available_memory", "choose_tile", "tile_starts"]
@@ -114,7 +114,7 @@ def available_memory(device: torch.device) -> int:
         return _UNKNOWN
 
 
-class Tiled:
+class Tiled(NetworkAround):
     """A half of an autoencoder that takes large frames in tiles; any engine's.
 
     Args:
@@ -124,23 +124,13 @@ class Tiled:
     """
 
     def __init__(self, network: Network, *, cost: Cost, memory: int) -> None:
-        self._network = network
+        super().__init__(network)
         self._cost = cost
         self._available = int(memory * _SHARE)
         (taken,), (given,) = network.inputs, network.outputs
         self._taken, self._given = taken.name, given.name
         decodes = taken.name == "latents"
         self._unit_in, self._unit_out = (1, cost.factor) if decodes else (cost.factor, 1)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.outputs
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once on the whole, or once on each tile."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 from weakref import WeakSet
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from toonstream.config import LoraChoice, RenderSettings
 from toonstream.engines.background import SwitchableEngine
-from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
+from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource, Preparing
 from toonstream.errors import EngineError, InputError, ToonstreamError
 from toonstream.export.checkpoints import Model
 from toonstream.export.loras import lora_sources
@@ -47,15 +46,6 @@ Loras = tuple[LoraChoice, ...]
 Built = tuple[tuple[int, int], int, int, bool]  # padded size, window, stride, guided
 
 
-@runtime_checkable
-class Preparing(Protocol):
-    """A network that can be built for shapes ahead of its turn, while others run."""
-
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
-        """Build what is needed for tensors of these shapes."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Variant:
     """What LoRAs change, with some of them put in.
@@ -73,7 +63,7 @@ class Variant:
     seen: Seen = field(default_factory=dict)
 
 
-class TakingTurns:
+class TakingTurns(NetworkAround):
     """A shared network as one session sees it.
 
     Args:
@@ -95,22 +85,12 @@ class TakingTurns:
         clock: Clock,
         observe: Callable[[Run], None],
     ) -> None:
-        self._network = network
+        super().__init__(network)
         self._name = name
         self._turns = turns
         self._seen = seen
         self._clock = clock
         self._observe = observe
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As declared by the network within."""
-        return self._network.outputs
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Wait for a turn and run once."""
