@@ -27,6 +27,7 @@ from toonstream.config import DEFAULT_SHORT_SIDE, Deflickering, Mode
 from toonstream.engines.engine import NetworkSource
 from toonstream.errors import ModelError, SettingError
 from toonstream.export.networks.temporal import MotionNorm
+from toonstream.export.networks.vae import pixels_per_latent
 
 __all__ = [
     "EMBEDDINGS",
@@ -184,7 +185,7 @@ def open_model(path: Path) -> Model:
     unet = _read(path / "unet" / "config.json")
     defaults = _defaults(path / "toonstream.json")
     networks = _networks(path, controlnets, annotators, defaults)
-    scale_factor = 2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1)
+    scale_factor = pixels_per_latent(vae)
     return Model(
         path=path,
         sources={

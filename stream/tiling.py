@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.engine import Network, NetworkAround
+from toonstream.export.networks.vae import patch_side, pixels_per_latent
 from toonstream.export.shapes import SMALLEST_TILE
 
 __all__ = ["Cost", "Tiled", "available_memory", "choose_tile", "tile_starts"]
@@ -53,11 +54,12 @@ class Cost:
         widths = tiny or config["block_out_channels"]
         # The full one's next level arrives at full resolution with all its channels.
         widest = widths[-1] if tiny else widths[min(1, len(widths) - 1)]
+        patch = patch_side(config.get("out_channels", 3))
         attends = not tiny and config.get("mid_block_add_attention", True)
         return cls(
-            pixel=_LIVE * itemsize * widest,
+            pixel=_LIVE * itemsize * max(3, widest // patch**2),  # the picture itself is of three
             pair=2 * itemsize if attends else 0,  # before and after the softmax
-            factor=2 ** (len(widths) - 1),
+            factor=pixels_per_latent(config),
         )
 
     def bytes(self, height: int, width: int) -> int:

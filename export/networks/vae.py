@@ -1,18 +1,33 @@
 """The two halves of an autoencoder, tiny or full."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toonstream.export.networks.base import TensorModule, spec
 
-__all__ = ["VaeDecoder", "VaeEncoder"]
+__all__ = ["VaeDecoder", "VaeEncoder", "patch_side", "pixels_per_latent"]
+
+
+def patch_side(channels: int) -> int:
+    """Pixels along a side of the patches that an autoencoder takes or gives as so many channels."""
+    return math.isqrt(channels // 3)
+
+
+def pixels_per_latent(config: Mapping[str, Any]) -> int:
+    """Pixels per latent pixel, along each axis, by an autoencoder's `config.json`, tiny or full."""
+    levels = len(config.get("encoder_block_out_channels") or config["block_out_channels"])
+    return int(patch_side(config.get("in_channels", 3)) * 2 ** (levels - 1))
 
 
 class VaeEncoder(TensorModule):
     """The encoder of a diffusers `AutoencoderTiny` or `AutoencoderKL`.
 
     The full one gives a distribution, of which this is the mean: the same picture has the same latents.
+    One that takes more than three channels takes square patches of pixels, laid into channels.
 
     Input: `image` (B, 3, H, W) in [-1, 1]. Output: `latents` (B, C, h, w), h = H/8, unscaled.
     """
@@ -23,10 +38,11 @@ class VaeEncoder(TensorModule):
         self.inputs = (spec("image", "batch", 3, "8h", "8w"),)
         self.outputs = (spec("latents", "batch", network.config.latent_channels, "h", "w"),)
         self._full = hasattr(network, "quant_conv")
+        self._patch = patch_side(network.config.in_channels)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Encode images."""
-        encoded = self.network.encoder(image)
+        encoded = self.network.encoder(F.pixel_unshuffle(image, self._patch) if self._patch > 1 else image)
         if not self._full:
             return (encoded,)
         if self.network.quant_conv is not None:
@@ -46,12 +62,14 @@ class VaeDecoder(TensorModule):
         self.network = _half(network, without="encoder")
         self.inputs = (spec("latents", "batch", network.config.latent_channels, "h", "w"),)
         self.outputs = (spec("image", "batch", 3, "8h", "8w"),)
+        self._patch = patch_side(network.config.out_channels)
 
     def forward(self, latents: Tensor) -> tuple[Tensor]:
         """Decode latents."""
         if getattr(self.network, "post_quant_conv", None) is not None:
             latents = self.network.post_quant_conv(latents)
-        return (self.network.decoder(latents),)
+        decoded = self.network.decoder(latents)
+        return (F.pixel_shuffle(decoded, self._patch) if self._patch > 1 else decoded,)
 
 
 def _half(network: Any, *, without: str) -> Any:

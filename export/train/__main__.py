@@ -40,7 +40,7 @@ def main() -> None:
     pictures = Pictures(arguments.data)
     if "autoencoder" in stages:
         train_autoencoder(
-            pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=4, seed=seed, start=start
+            pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=16, seed=seed, start=start
         )
     if "pictures" in stages:
         autoencoder = AutoencoderTiny.from_pretrained(run / "autoencoder" / "vae")

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from toonstream.export.networks import temporal
+from toonstream.export.networks.vae import pixels_per_latent
+from toonstream.export.train.autoencoder import decode, encode
 from toonstream.export.train.captions import vocabulary_texts
 from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
@@ -118,7 +120,7 @@ class Stack:
 
     def decode(self, latents: Tensor) -> Tensor:
         """(N, C, h, w) latents → (N, 3, H, W) pictures in [-1, 1]."""
-        return self.autoencoder.decoder(latents.contiguous(memory_format=torch.channels_last)).float()
+        return decode(self.autoencoder, latents)
 
     def loss(self, batch: Batch, *, last: float) -> "Losses":
         """Judge a batch; a share `last` of its samples is pure noise.
@@ -129,7 +131,7 @@ class Stack:
         alike = 2 if frames == 1 else 1  # neighbours that are the same picture
         target = batch.target.flatten(0, 1)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            clean = self.autoencoder.encoder(target.contiguous(memory_format=torch.channels_last)).float()
+            clean = encode(self.autoencoder, target)
             text = self.text(batch.captions)
         clean = clean.unflatten(0, (size, frames))
         groups = size // alike
@@ -404,7 +406,7 @@ def _samples(stack: Stack, batch: Batch, path: Path) -> None:
         len(sources),
         1,
         stack.autoencoder.config.latent_channels,
-        *(s // 8 for s in sources.shape[-2:]),
+        *(side // pixels_per_latent(stack.autoencoder.config) for side in sources.shape[-2:]),
     )
     noise = torch.randn(latent_shape, generator=torch.Generator().manual_seed(0))
     hints = {"outline": batch.outline, "colour": batch.colour}

@@ -30,6 +30,7 @@ def test_what_memory_an_autoencoder_takes() -> None:
     assert Cost.of(FULL) == Cost(pixel=5120, pair=8)
     assert Cost.of(FULL, itemsize=2).pixel == 2560
     assert Cost.of({**FULL, "mid_block_add_attention": False}).pair == 0
+    assert Cost.of({**TINY, "in_channels": 192, "out_channels": 192}) == Cost(pixel=60, factor=64)
     assert Cost(pixel=10, pair=3).bytes(2, 4) == 8 * 64 * 10 + 64 * 3
 
 
