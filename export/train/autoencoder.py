@@ -1,4 +1,4 @@
-"""Stage 1: the tiny VAE, on drawings. Its latents, scaled, come out with mean 0 and spread 1 in every channel."""
+"""Stage 1: the tiny VAE, on drawings. Its latents, scaled, have mean 0 and spread 1 in every channel."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,6 @@ __all__ = ["decode", "encode", "start_linear", "train_autoencoder"]
 
 _RATE = 3e-4
 _SPREAD_WEIGHT = 0.4
-_SQUARES_WEIGHT = 8.0
 _LATENT_NOISE = 0.05  # what the decoder must bear, in shares of the spread: the denoiser's error
 _FITTED = 20  # batches that the start is fitted to
 _EVENING = 0.7  # how much of the difference between strong and weak components is taken from the optimiser
@@ -42,10 +41,10 @@ def decode(network: AutoencoderTiny, latents: Tensor) -> Tensor:
 def start_linear(network: AutoencoderTiny, pictures: Tensor) -> None:
     """Let a fresh network begin as the best linear one, nearly, and learn from there what bends.
 
-    Its latents are the principal components of the patches of `pictures` (N, 3, H, W); pictures come back from
-    them and their neighbours by least squares. The components are carried through the network's rectifiers
-    twice, once with each sign; it is to be twice as wide as the latents. What is left of the weights, and the
-    residual blocks, keep their small random start.
+    Its latents are the principal components of the patches of `pictures` (N, 3, H, W); pictures come back
+    from them and their neighbours by least squares. The components are carried through the network's
+    rectifiers twice, once with each sign: it is to be twice as wide as the latents. The residual blocks keep
+    their small random start.
     """
     count, spread = network.config.latent_channels, 1.0 / network.config.scaling_factor
     patches, mean, scales, components = _principal(network, pictures)
@@ -109,7 +108,7 @@ def train_autoencoder(
         with torch.autocast("cpu", torch.bfloat16):
             latents = encode(network, target)
             decoded = decode(network, latents + _LATENT_NOISE * torch.randn_like(latents))
-        reconstruction = image_loss(decoded, target) + _SQUARES_WEIGHT * _squares(decoded - target)
+        reconstruction = image_loss(decoded, target)
         spread = _spread_loss(latents)
         optimiser.zero_grad(set_to_none=True)
         (reconstruction + _SPREAD_WEIGHT * spread).backward()
@@ -131,10 +130,10 @@ def train_autoencoder(
 
 
 def _principal(network: AutoencoderTiny, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Patches (N, C, h, w) of pictures, in [0, 1] as the network's inside sees them, and what they are made of.
+    """Patches (N, C, h, w) of pictures, in [0, 1] as inside the network, and what they are made of.
 
-    That is their mean (C,), the standard deviations (C,) along their principal components, the largest first,
-    and those (C, C), a column each.
+    That is their mean (C,), the standard deviations (C,) along their principal components, the largest
+    first, and those (C, C), a column each.
     """
     patches = F.pixel_unshuffle((pictures + 1.0) / 2.0, patch_side(network.config.in_channels))
     mean = patches.mean((0, 2, 3))
@@ -144,7 +143,7 @@ def _principal(network: AutoencoderTiny, pictures: Tensor) -> tuple[Tensor, Tens
 
 
 class _Along(nn.Module):
-    """A convolution's weights, learned along other axes than the patch's own: W = A W' on one of its sides."""
+    """A convolution's weights, learned along other axes than the patch's: W = A W' on one of its sides."""
 
     def __init__(self, axes: Tensor, *, out: bool) -> None:
         super().__init__()
@@ -185,12 +184,6 @@ def _plain(network: AutoencoderTiny) -> AutoencoderTiny:
                 if module.bias is not None:
                     module.bias.copy_(learned.bias)
     return copied
-
-
-def _squares(difference: Tensor) -> Tensor:
-    """Mean squares of a difference of pictures and of its gradients: lines count for what they are."""
-    slopes = [difference.diff(dim=axis).square().mean() for axis in (-1, -2)]
-    return difference.square().mean() + slopes[0] + slopes[1]
 
 
 def _spread_loss(latents: Tensor) -> Tensor:

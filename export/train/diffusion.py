@@ -53,6 +53,7 @@ SAMPLE_PROMPTS = (
 _LAST = 999  # timestep where a run begins
 _LAST_SHARE = 0.5  # of the samples are pure noise: there alone the words are all that tells what to draw
 _OWN_SHARE = 0.7  # of the rest stand where the network's own steps led, not on a noised finished drawing
+_SHARED_SHARE = 0.5  # of the clips start from the same noise in every frame, as streams do
 _WORDS_WEIGHT = 0.3
 _WORDS_FLOOR = 0.04
 _DECODER_SHARE = 0.5  # of the learning rate: it dies of more
@@ -139,15 +140,17 @@ class Stack:
         timesteps = timesteps.repeat_interleave(alike)
         noise = torch.randn_like(clean[:groups]).repeat_interleave(alike, 0)
         hints = {"outline": batch.outline, "colour": batch.colour}
+        if frames > 1:
+            shared = torch.rand(size) < _SHARED_SHARE
+            noise[shared] = noise[shared, :1]
         noisy = self.noised(clean, noise, timesteps)
-        if frames == 1:
-            own = ((timesteps < _LAST) & (torch.rand(size) < _OWN_SHARE)).nonzero()[:, 0]
-            between = timesteps + ((_LAST - timesteps) * torch.rand(size)).long()
-            stops = (between[own], timesteps[own]) if torch.rand(()) < 0.5 else (timesteps[own],)
-            if len(own):
-                noisy[own] = self.drawn_so_far(
-                    noise[own], stops, text[own], {name: hint[own] for name, hint in hints.items()}
-                )
+        own = ((timesteps < _LAST) & (torch.rand(size) < _OWN_SHARE)).nonzero()[:, 0]
+        between = timesteps + ((_LAST - timesteps) * torch.rand(size)).long()
+        stops = (between[own], timesteps[own]) if torch.rand(()) < 0.5 else (timesteps[own],)
+        if len(own):
+            noisy[own] = self.drawn_so_far(
+                noise[own], stops, text[own], {name: hint[own] for name, hint in hints.items()}
+            )
         with torch.autocast("cpu", torch.bfloat16):
             x0 = self.predict(noisy, timesteps, self.text(batch.captions), hints)
             drawn = self.decode(x0.flatten(0, 1))

@@ -39,9 +39,9 @@ _HINT_CHANNELS = (16, 32, 64, 64)
 def new_autoencoder() -> AutoencoderTiny:
     """A tiny VAE of patches, whose signals keep their size at the start; torch's own leaves most of it dead.
 
-    It has one level, of patches laid into channels. Where a picture is doubled and convolved, level by level,
-    what lies left and what lies right within a latent pixel can only be told by its neighbours; such a network
-    of the same cost hardly learns lines at all.
+    It has one level, of patches laid into channels. Where a picture is doubled and convolved, level by
+    level, what lies left and what lies right within a latent pixel can only be told by its neighbours; such
+    a network of the same cost hardly learns lines at all.
     """
     values = 3 * _PATCH**2
     autoencoder = AutoencoderTiny(
