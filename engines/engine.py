@@ -1,12 +1,13 @@
-"""The one interface over everything that can run a network."""
+"""The one interface over everything that can run a network. To say where networks are takes no torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 __all__ = ["Engine", "Network", "NetworkAround", "NetworkSource", "Preparing", "TensorSpec"]
 
@@ -22,7 +23,7 @@ class TensorSpec:
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: "torch.dtype"
     shape: tuple[int | str, ...]
 
 
@@ -35,7 +36,7 @@ class Network(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """Run once. The tensors given out belong to the caller; the next call does not change them."""
         ...
 
@@ -61,7 +62,7 @@ class NetworkAround:
 class Preparing(Protocol):
     """A network that can be built for shapes ahead of its turn, while others run."""
 
-    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+    def prepare(self, tensors: "Mapping[str, Tensor]") -> None:
         """Build what is needed for tensors of these shapes."""
         ...
 
@@ -79,8 +80,8 @@ class NetworkSource:
 
     name: str
     onnx: Path | None
-    build: Callable[[], nn.Module]
-    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    build: "Callable[[], nn.Module]"
+    weights: "Mapping[str, Tensor]" = field(default_factory=dict, repr=False, compare=False)
 
 
 class Engine(Protocol):

@@ -7,8 +7,8 @@ defaults in `toonstream.json`. Beyond that layout there may be
     annotators/NAME/config.json           what draws the hint NAME instead of the built-in painter; its
     annotators/NAME/model.safetensors     `model_type` says which network, see `export.annotators`
 
-Opening a folder reads the small files only; diffusers and transformers are imported when a torch module is
-built and not before.
+Opening a folder reads the small files only; torch, diffusers and transformers are imported when a torch
+module is built and not before.
 """
 
 import json
@@ -17,17 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from toonstream.config import DEFAULT_SHORT_SIDE, Deflickering, Mode
 from toonstream.engines.engine import NetworkSource
 from toonstream.errors import ModelError, SettingError
-from toonstream.export.networks.temporal import MotionNorm
-from toonstream.export.networks.vae import pixels_per_latent
+from toonstream.export.configs import MotionNorm, pixels_per_latent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = [
     "EMBEDDINGS",
@@ -278,7 +279,7 @@ def _defaults(path: Path) -> Defaults:
 
 def _networks(
     path: Path, controlnets: list[str], annotators: list[str], defaults: Defaults
-) -> dict[str, tuple[Path, Callable[[Path], nn.Module]]]:
+) -> "dict[str, tuple[Path, Callable[[Path], nn.Module]]]":
     """Give each network's ONNX file and what builds its torch module from the folder."""
     networks: dict[str, tuple[Path, Callable[[Path], nn.Module]]] = {
         "text_encoder": (
@@ -315,7 +316,7 @@ def _embedding_ids(folder: Path) -> dict[str, range]:
     return ids
 
 
-def _build_text_encoder(folder: Path, *, clip_skip: int) -> nn.Module:
+def _build_text_encoder(folder: Path, *, clip_skip: int) -> "nn.Module":
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from toonstream.export.networks.text_encoder import TextEncoder
@@ -325,8 +326,10 @@ def _build_text_encoder(folder: Path, *, clip_skip: int) -> nn.Module:
     return TextEncoder(network, clip_skip=clip_skip, embeddings=_embeddings(folder / EMBEDDINGS))
 
 
-def _embeddings(path: Path) -> torch.Tensor | None:
+def _embeddings(path: Path) -> "torch.Tensor | None":
     """Read the textual inversions as one table, in the words' order."""
+    import torch
+
     if not path.is_file():
         return None
     with _opened(path) as file:
@@ -334,45 +337,45 @@ def _embeddings(path: Path) -> torch.Tensor | None:
     return torch.cat(rows) if rows else None
 
 
-def _build_vae_encoder(folder: Path) -> nn.Module:
+def _build_vae_encoder(folder: Path) -> "nn.Module":
     from toonstream.export.networks.vae import VaeEncoder
 
     return VaeEncoder(_diffusers(folder, "AutoencoderTiny", "AutoencoderKL"))
 
 
-def _build_vae_decoder(folder: Path) -> nn.Module:
+def _build_vae_decoder(folder: Path) -> "nn.Module":
     from toonstream.export.networks.vae import VaeDecoder
 
     return VaeDecoder(_diffusers(folder, "AutoencoderTiny", "AutoencoderKL"))
 
 
-def _build_unet(folder: Path, *, motion_norm: MotionNorm) -> nn.Module:
+def _build_unet(folder: Path, *, motion_norm: MotionNorm) -> "nn.Module":
     from toonstream.export.networks.unet import MotionUnet
 
     network = _diffusers(folder, "UNetMotionModel", "UNet2DConditionModel")
     return MotionUnet(network, motion_norm=motion_norm)
 
 
-def _build_reference_unet(folder: Path, *, layers: Sequence[str], motion_norm: MotionNorm) -> nn.Module:
+def _build_reference_unet(folder: Path, *, layers: Sequence[str], motion_norm: MotionNorm) -> "nn.Module":
     from toonstream.export.networks.reference import ReferenceUnet
 
     network = _diffusers(folder, "UNetMotionModel", "UNet2DConditionModel")
     return ReferenceUnet(network, layers=layers, motion_norm=motion_norm)
 
 
-def _build_hint(folder: Path) -> nn.Module:
+def _build_hint(folder: Path) -> "nn.Module":
     from toonstream.export.networks.controlnet import HintEmbedding
 
     return HintEmbedding(_diffusers(folder, "ControlNetModel"))
 
 
-def _build_controlnet(folder: Path) -> nn.Module:
+def _build_controlnet(folder: Path) -> "nn.Module":
     from toonstream.export.networks.controlnet import ControlNet
 
     return ControlNet(_diffusers(folder, "ControlNetModel"))
 
 
-def _build_annotator(folder: Path) -> nn.Module:
+def _build_annotator(folder: Path) -> "nn.Module":
     from toonstream.export.annotators import make_annotator
 
     annotator = make_annotator(_read(folder / "config.json"))
@@ -389,9 +392,10 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ModelError(f"{path} is not readable ({error}); get the file again") from None
 
 
-def _diffusers(folder: Path, *kinds: str) -> nn.Module:
+def _diffusers(folder: Path, *kinds: str) -> "nn.Module":
     """Build a diffusers network of one of these classes; while it loads, too, its weights are there once."""
     import diffusers
+    import torch
 
     config = _read(folder / "config.json")
     kind = config.get("_class_name", kinds[0])
@@ -400,11 +404,11 @@ def _diffusers(folder: Path, *kinds: str) -> nn.Module:
     # A tiny autoencoder's config repeats a value under a name that diffusers then warns of.
     known = {name: value for name, value in config.items() if (kind, name) != _REPEATED}
     with torch.device("meta"):
-        network = cast(nn.Module, getattr(diffusers, kind).from_config(known))
+        network = cast("nn.Module", getattr(diffusers, kind).from_config(known))
     return _with_weights(network, folder / _WEIGHTS)
 
 
-def _with_weights(network: nn.Module, path: Path) -> nn.Module:
+def _with_weights(network: "nn.Module", path: Path) -> "nn.Module":
     """Load weights in float32, all of them, and make the network ready for inference."""
     with _opened(path) as file:
         stored = {name.removeprefix(_LEGACY_TEXT_PREFIX): name for name in file.keys()}  # noqa: SIM118

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.engine import Network, NetworkAround
-from toonstream.export.networks.vae import patch_side, pixels_per_latent
+from toonstream.export.configs import patch_side, pixels_per_latent
 from toonstream.export.shapes import SMALLEST_TILE
 
 __all__ = ["Cost", "Tiled", "available_memory", "choose_tile", "tile_starts"]

@@ -14,17 +14,17 @@ numbers; `MotionNorm` says which is meant.
 the same names (state dictionaries stay as they were); `eject` puts the originals back.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from toonstream.errors import ModelError
+from toonstream.export.configs import MotionNorm
 
 __all__ = ["FrameMajorMotion", "MotionNorm", "eject", "inject"]
 
-MotionNorm = Literal["joint", "frame"]
 
 _WIDE = 256  # channels from which attention is matrix products
 

@@ -1,26 +1,14 @@
 """The two halves of an autoencoder, tiny or full."""
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toonstream.export.configs import patch_side
 from toonstream.export.networks.base import TensorModule, spec
 
-__all__ = ["VaeDecoder", "VaeEncoder", "patch_side", "pixels_per_latent"]
-
-
-def patch_side(channels: int) -> int:
-    """Pixels along a side of the patches that an autoencoder takes or gives as so many channels."""
-    return math.isqrt(channels // 3)
-
-
-def pixels_per_latent(config: Mapping[str, Any]) -> int:
-    """Pixels per latent pixel, along each axis, by an autoencoder's `config.json`, tiny or full."""
-    levels = len(config.get("encoder_block_out_channels") or config["block_out_channels"])
-    return int(patch_side(config.get("in_channels", 3)) * 2 ** (levels - 1))
+__all__ = ["VaeDecoder", "VaeEncoder"]
 
 
 class VaeEncoder(TensorModule):

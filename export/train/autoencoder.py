@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from toonstream.export.networks.vae import patch_side
+from toonstream.export.configs import patch_side
 from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
 from toonstream.export.train.networks import load_part, new_autoencoder

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from toonstream.export.configs import pixels_per_latent
 from toonstream.export.networks import temporal
-from toonstream.export.networks.vae import pixels_per_latent
 from toonstream.export.train.autoencoder import decode, encode
 from toonstream.export.train.captions import vocabulary_texts
 from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid

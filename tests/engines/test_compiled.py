@@ -23,7 +23,7 @@ def load(toy: NetworkSource, store: CompiledStore, monkeypatch: pytest.MonkeyPat
     """The network, and a list that grows by every compilation."""
     network = OpenVinoEngine(compiled=store, **options).load(toy)
     compiled = []
-    core = network._core
+    core = network._graph._core
 
     class Core:
         def compile_model(self, *words):
@@ -33,7 +33,7 @@ def load(toy: NetworkSource, store: CompiledStore, monkeypatch: pytest.MonkeyPat
         def import_model(self, *words):
             return core.import_model(*words)
 
-    monkeypatch.setattr(network, "_core", Core())
+    monkeypatch.setattr(network._graph, "_core", Core())
     return network, compiled
 
 
