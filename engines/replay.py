@@ -4,22 +4,30 @@ For every set of input shapes there is one `_Call`: buffers for the inputs, and 
 on them. A stream has few shapes (one, and those of its last window): a few calls are kept, the latest used.
 """
 
+import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toonstream.engines.engine import TensorSpec
 
-__all__ = ["Buffered", "Step", "record_graph"]
+__all__ = ["Buffered", "GraphRecorder", "Record", "Step"]
 
 _KEPT_SHAPES = 4
 _WARM_UPS = 2  # runs before a recording: libraries choose their kernels and take their workspaces in them
+# One recording at a time in a process: each begins by waiting for the whole GPU, which may not be done while
+# another thread records, and all are made on one stream.
+_RECORDING = threading.Lock()
 
 Step = Callable[[], Mapping[str, Tensor]]
 """Runs a network on buffers it knows, and gives its outputs, which the next run may overwrite."""
+Record = Callable[[Step], Step]
+"""Makes a faster step of a step, such as a `GraphRecorder`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,8 +42,8 @@ class Buffered:
     Args:
         inputs: names and element types that the network computes with.
         device: where it does.
-        prepare: given buffers that hold inputs, makes the step that runs the network on them.
-        record: makes a faster step of a step, such as `record_graph`.
+        prepare: given buffers that hold inputs, makes the step that runs the network on them. It must not
+            hold on to whoever holds this: a GPU's memory is to be free at once when a network goes.
     """
 
     def __init__(
@@ -44,12 +52,10 @@ class Buffered:
         *,
         device: torch.device,
         prepare: Callable[[Mapping[str, Tensor]], Step],
-        record: Callable[[Step], Step],
     ) -> None:
         self._inputs = inputs
         self._device = device
         self._prepare = prepare
-        self._record = record
         self._calls: OrderedDict[tuple[tuple[int, ...], ...], _Call] = OrderedDict()
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,39 +64,67 @@ class Buffered:
         if shapes in self._calls:
             self._calls.move_to_end(shapes)
             call = self._calls[shapes]
-            self._fill(call.inputs, tensors)
+            _fill(call.inputs, tensors)
         else:
             if len(self._calls) == _KEPT_SHAPES:  # before the next one takes memory
                 self._calls.popitem(last=False)
-            buffers = {
-                spec.name: torch.empty(shape, dtype=spec.dtype, device=self._device)
-                for spec, shape in zip(self._inputs, shapes, strict=True)
-            }
-            self._fill(buffers, tensors)
-            call = _Call(inputs=buffers, step=self._record(self._prepare(buffers)))
+            # Whoever calls next may be in inference mode or not: buffers that were made in it could not be
+            # filled outside.
+            with torch.inference_mode(mode=False):
+                buffers = {
+                    spec.name: torch.empty(shape, dtype=spec.dtype, device=self._device)
+                    for spec, shape in zip(self._inputs, shapes, strict=True)
+                }
+            _fill(buffers, tensors)
+            call = _Call(inputs=buffers, step=self._prepare(buffers))
             self._calls[shapes] = call
         return {name: tensor.clone() for name, tensor in call.step().items()}
 
-    def _fill(self, buffers: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-        for name, buffer in buffers.items():
-            buffer.copy_(tensors[name], non_blocking=True)
+
+def _fill(buffers: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        buffer.copy_(tensors[name], non_blocking=True)
 
 
-def record_graph(step: Step) -> Step:
-    """Record a step as a CUDA graph, on the current device."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Another engine may serve from another thread meanwhile; what that one does is no part of this graph.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        made = step()
+class GraphRecorder:
+    """Records the steps of one network as CUDA graphs, on the current device.
 
-    def replay() -> Mapping[str, Tensor]:
-        graph.replay()
-        return made
+    They share their memory: only one of them runs at a time, and what it gives is copied before another does.
+    """
 
-    return replay
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, step: Step) -> Step:
+        """Record a step; gives the step itself, and warns, where the GPU does not let it be recorded."""
+        with _RECORDING:
+            return self._record(step)
+
+    def _record(self, step: Step) -> Step:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Another engine may serve from another thread meanwhile; what that one does is no part of this graph.
+        recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        current, side = torch.cuda.current_stream(), recording.capture_stream
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                step()
+        current.wait_stream(side)
+        try:
+            with recording:
+                made = step()
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.set_stream(current)  # where a recording fails, it leaves its own
+            raise
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"this network runs without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2)
+            return step
+
+        def replay() -> Mapping[str, Tensor]:
+            graph.replay()
+            return made
+
+        return replay

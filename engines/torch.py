@@ -7,14 +7,15 @@ installed (torch's scaled-dot-product attention otherwise), and every call is on
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toonstream.engines.engine import NetworkSource
+from toonstream.engines.engine import NetworkSource, TensorSpec
 from toonstream.engines.memory import gpu_too_old, out_of_memory
-from toonstream.engines.replay import Buffered, Step, record_graph
+from toonstream.engines.replay import Buffered, GraphRecorder, Record, Step
 from toonstream.errors import EngineError
 
 __all__ = ["TorchEngine", "TorchNetwork"]
@@ -68,27 +69,48 @@ class TorchEngine:
         if self.device.type == "cuda":
             use_memory_efficient_attention(module)
         with out_of_memory(source.name):
-            return TorchNetwork(source.name, module, self.device, self.dtype, graphs=self.graphs)
+            record = GraphRecorder() if self.graphs else None
+            return TorchNetwork(source.name, module, self.device, self.dtype, record=record)
 
 
 class TorchNetwork:
-    """A torch module with named tensors."""
+    """A torch module with named tensors.
+
+    Args:
+        name: the network's role, for errors.
+        module: a `TensorModule`, or what declares its tensors as one. What it names in `exact` it is given as
+            declared, whatever it computes in.
+        device: where it runs.
+        dtype: what it computes in.
+        record: makes a call with known shapes faster; None calls the module as it is.
+    """
 
     def __init__(
-        self, name: str, module: Any, device: torch.device, dtype: torch.dtype, *, graphs: bool = False
+        self,
+        name: str,
+        module: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        record: Record | None = None,
     ) -> None:
-        self.inputs = module.inputs
-        self.outputs = module.outputs
+        self.inputs: tuple[TensorSpec, ...] = module.inputs
+        self.outputs: tuple[TensorSpec, ...] = module.outputs
         self._name = name
-        self._module: nn.Module = module.eval().to(device, dtype, memory_format=torch.channels_last)
+        module = module.eval().to(device, dtype, memory_format=torch.channels_last)
+        exact = getattr(module, "exact", ())
         self._computed = tuple(
-            replace(spec, dtype=dtype) if spec.dtype.is_floating_point else spec for spec in self.inputs
+            replace(spec, dtype=dtype) if spec.dtype.is_floating_point and spec.name not in exact else spec
+            for spec in self.inputs
         )
         self._device = device
+        self._prepare = partial(_step, module, self.outputs)
         self._buffered = (
-            Buffered(self._computed, device=device, prepare=self._prepare, record=record_graph)
-            if graphs
-            else None
+            None
+            if record is None
+            else Buffered(
+                self._computed, device=device, prepare=partial(_recorded_step, record, module, self.outputs)
+            )
         )
 
     @torch.no_grad()  # not inference_mode: its tensors would forbid their new owner to change them
@@ -104,15 +126,21 @@ class TorchNetwork:
             given = {spec.name: tensors[spec.name].to(self._device, spec.dtype) for spec in self._computed}
             return dict(self._prepare(given)())
 
-    def _prepare(self, given: Mapping[str, Tensor]) -> Step:
-        def step() -> Mapping[str, Tensor]:
-            made = self._module(*given.values())
-            return {
-                spec.name: tensor.to(spec.dtype).contiguous()
-                for spec, tensor in zip(self.outputs, made, strict=True)
-            }
 
-        return step
+def _step(module: nn.Module, outputs: tuple[TensorSpec, ...], given: Mapping[str, Tensor]) -> Step:
+    def step() -> Mapping[str, Tensor]:
+        made = module(*given.values())
+        return {
+            spec.name: tensor.to(spec.dtype).contiguous() for spec, tensor in zip(outputs, made, strict=True)
+        }
+
+    return step
+
+
+def _recorded_step(
+    record: Record, module: nn.Module, outputs: tuple[TensorSpec, ...], given: Mapping[str, Tensor]
+) -> Step:
+    return record(_step(module, outputs, given))
 
 
 def use_memory_efficient_attention(module: nn.Module) -> bool:

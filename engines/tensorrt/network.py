@@ -4,7 +4,9 @@ Written against what both flavours document; what needs a GPU could not be run w
 bookkeeping is tested with a stand-in for the runtime.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from toonstream.engines.engine import TensorSpec
 from toonstream.engines.memory import LOWER, out_of_memory
-from toonstream.engines.replay import Buffered, Step, record_graph
+from toonstream.engines.replay import Buffered, GraphRecorder, Record, Step
 from toonstream.errors import EngineError
 
 __all__ = ["TensorRtNetwork"]
@@ -45,7 +47,7 @@ class TensorRtNetwork:
         kernels: a file where TensorRT-RTX keeps the kernels that it compiles for this GPU when an engine
             first runs; None keeps them nowhere.
         stream: gives the CUDA stream that torch is working on.
-        record: see `Buffered`.
+        record: makes a call with known shapes faster; None records CUDA graphs.
     """
 
     def __init__(
@@ -56,21 +58,22 @@ class TensorRtNetwork:
         device: torch.device,
         kernels: Path | None = None,
         stream: Callable[[], int] = _current_stream,
-        record: Callable[[Step], Step] = record_graph,
+        record: Record | None = None,
     ) -> None:
         self._name = name
-        self._engine = engine
-        self._device = device
-        self._stream = stream
-        self._kernels = kernels
-        self._options, self._cache = _runtime_options(engine, kernels)
         tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self.inputs = tuple(self._spec(tensor) for tensor in tensors if self._is(tensor, "INPUT"))
-        self.outputs = tuple(self._spec(tensor) for tensor in tensors if self._is(tensor, "OUTPUT"))
-        self._record = record
-        self._buffered = Buffered(
-            self.inputs, device=device, prepare=self._prepare, record=self._record_and_keep
+        self.inputs = tuple(_spec(engine, tensor) for tensor in tensors if _is(engine, tensor, "INPUT"))
+        self.outputs = tuple(_spec(engine, tensor) for tensor in tensors if _is(engine, tensor, "OUTPUT"))
+        contexts = _Contexts(
+            name,
+            engine,
+            self.outputs,
+            device=device,
+            kernels=kernels,
+            stream=stream,
+            record=record or GraphRecorder(),
         )
+        self._buffered = Buffered(self.inputs, device=device, prepare=contexts.prepare)
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; tensors may be anywhere, and are given out on the engine's device.
@@ -81,8 +84,32 @@ class TensorRtNetwork:
         with out_of_memory(self._name):
             return self._buffered(tensors)
 
-    def _prepare(self, inputs: Mapping[str, Tensor]) -> Step:
-        """Bind buffers in a context of their own."""
+
+class _Contexts:
+    """Makes the execution contexts of an engine; see `TensorRtNetwork`."""
+
+    def __init__(
+        self,
+        name: str,
+        engine: Any,
+        outputs: tuple[TensorSpec, ...],
+        *,
+        device: torch.device,
+        kernels: Path | None,
+        stream: Callable[[], int],
+        record: Record,
+    ) -> None:
+        self._name = name
+        self._engine = engine
+        self._outputs = outputs
+        self._device = device
+        self._kernels = kernels
+        self._stream = stream
+        self._record = record
+        self._options, self._cache = _runtime_options(engine, kernels)
+
+    def prepare(self, inputs: Mapping[str, Tensor]) -> Step:
+        """Bind buffers in a context of their own, and record its runs where it can be recorded."""
         context = (
             self._engine.create_execution_context()
             if self._options is None
@@ -100,7 +127,7 @@ class TensorRtNetwork:
             context.set_tensor_address(name, buffer.data_ptr())
         context.infer_shapes()
         outputs = {}
-        for spec in self.outputs:
+        for spec in self._outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
             outputs[spec.name] = torch.empty(shape, dtype=spec.dtype, device=self._device)
             context.set_tensor_address(spec.name, outputs[spec.name].data_ptr())
@@ -110,26 +137,36 @@ class TensorRtNetwork:
                 raise EngineError(f"{self._name}: the GPU refused the engine; use --engine torch")
             return outputs
 
-        return step
-
-    def _record_and_keep(self, step: Step) -> Step:
-        recorded = self._record(step)
-        if self._cache is not None and self._kernels is not None:
-            partial = self._kernels.with_suffix(".partial")
-            partial.write_bytes(self._cache.serialize())
-            partial.replace(self._kernels)
+        step()  # kernels for these shapes are compiled now, which is nothing that could be recorded
+        # TensorRT-RTX says whether it can be; the full TensorRT's engines can.
+        capturable = getattr(context, "is_stream_capturable", lambda stream: True)
+        recorded = self._record(step) if capturable(self._stream()) else step
+        self._keep_kernels()
         return recorded
 
-    def _spec(self, name: str) -> TensorSpec:
-        axes = enumerate(self._engine.get_tensor_shape(name))
-        return TensorSpec(
-            name=name,
-            dtype=_DTYPES[self._engine.get_tensor_dtype(name).name],
-            shape=tuple(f"{name}.{index}" if axis < 0 else axis for index, axis in axes),
-        )
+    def _keep_kernels(self) -> None:
+        if self._cache is None or self._kernels is None:
+            return
+        partial = self._kernels.with_suffix(f".{secrets.token_hex(4)}.partial")
+        with suppress(OSError):  # a full disk, an engine that was pruned: then they are compiled again
+            try:
+                partial.write_bytes(self._cache.serialize())
+                partial.replace(self._kernels)
+            finally:
+                partial.unlink(missing_ok=True)
 
-    def _is(self, name: str, mode: str) -> bool:
-        return bool(self._engine.get_tensor_mode(name).name == mode)
+
+def _spec(engine: Any, name: str) -> TensorSpec:
+    axes = enumerate(engine.get_tensor_shape(name))
+    return TensorSpec(
+        name=name,
+        dtype=_DTYPES[engine.get_tensor_dtype(name).name],
+        shape=tuple(f"{name}.{index}" if axis < 0 else axis for index, axis in axes),
+    )
+
+
+def _is(engine: Any, name: str, mode: str) -> bool:
+    return bool(engine.get_tensor_mode(name).name == mode)
 
 
 def _runtime_options(engine: Any, kernels: Path | None) -> tuple[Any, Any]:
@@ -143,7 +180,7 @@ def _runtime_options(engine: Any, kernels: Path | None) -> tuple[Any, Any]:
     if kernels is None:
         return options, None
     cache = options.create_runtime_cache()
-    if kernels.is_file():
+    with suppress(OSError):  # there are none yet
         cache.deserialize(kernels.read_bytes())  # refused, and left empty, where it is of another GPU
     options.set_runtime_cache(cache)
     return options, cache

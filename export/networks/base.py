@@ -2,14 +2,24 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from toonstream.engines.engine import TensorSpec
 
-__all__ = ["CHUNK_TOKENS", "TensorModule", "axis_length", "random_inputs", "spec"]
+__all__ = [
+    "CHUNK_TOKENS",
+    "TIMESTEP",
+    "TensorModule",
+    "axis_length",
+    "embedded_time",
+    "random_inputs",
+    "spec",
+]
 
+TIMESTEP = "timestep"  # the input that says how noisy the others are
 CHUNK_TOKENS = 77  # that a CLIP text encoder takes at once: start, 75 of a prompt, end
 
 _AXIS = re.compile(r"(?P<factor>\d*)(?P<name>[a-z]+)(?:/(?P<divisor>\d+))?")
@@ -21,10 +31,13 @@ class TensorModule(nn.Module):
 
     A free axis is named by what it counts: "batch", "frames", "tokens" (text), "h" and "w" (latent pixels),
     or a multiple or a fraction of one: "8h" (pixels), "h/2" (one level down).
+
+    Inputs that are named in `exact` stay in float32, whatever the network computes in.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    exact: tuple[str, ...] = (TIMESTEP,)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -52,6 +65,18 @@ def axis_length(axis: int | str, sizes: Mapping[str, int]) -> int:
     return int(match["factor"] or 1) * sizes[match["name"]] // int(match["divisor"] or 1)
 
 
+def embedded_time(network: Any, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Embed timesteps (B,) with the layers of a diffusers network: (B, C), in what the network computes in.
+
+    Their sines are taken in float32.
+    """
+    waves: Tensor = network.time_proj(timestep)
+    if waves.dtype != dtype:  # not asked of an exported graph, which is in float32 throughout
+        waves = waves.to(dtype)
+    embedding: Tensor = network.time_embedding(waves)
+    return embedding
+
+
 def random_inputs(
     inputs: tuple[TensorSpec, ...], sizes: Mapping[str, int], *, vocabulary: int = 2, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -70,7 +95,7 @@ def random_inputs(
         shape = [axis_length(axis, lengths) for axis in tensor.shape]
         if tensor.dtype == torch.int64:
             made[tensor.name] = torch.randint(vocabulary, shape, generator=generator)
-        elif tensor.name == "timestep":
+        elif tensor.name == TIMESTEP:
             made[tensor.name] = torch.rand(shape, generator=generator) * _TIMESTEPS
         else:
             made[tensor.name] = torch.randn(shape, generator=generator)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from toonstream.engines.engine import TensorSpec
 from toonstream.errors import ModelError
-from toonstream.export.networks.base import TensorModule, spec
+from toonstream.export.networks.base import TIMESTEP, TensorModule, embedded_time, spec
 
 __all__ = ["ControlNet", "HintEmbedding", "residual_specs"]
 
@@ -74,7 +74,7 @@ class ControlNet(TensorModule):
         self.network = network
         self.inputs = (
             spec("sample", "batch", config.in_channels, "h", "w"),
-            spec("timestep", "batch"),
+            spec(TIMESTEP, "batch"),
             spec("text", "batch", "tokens", config.cross_attention_dim),
             spec("embedding", "batch", config.block_out_channels[0], "h", "w"),
         )
@@ -85,7 +85,7 @@ class ControlNet(TensorModule):
     ) -> tuple[Tensor, ...]:
         """Give the residuals of one denoising step."""
         network = self.network
-        time = network.time_embedding(network.time_proj(timestep))
+        time = embedded_time(network, timestep, sample.dtype)
         if network.config.addition_embed_type == "text":
             time = time + network.add_embedding(text)
         hidden = network.conv_in(sample) + embedding

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from toonstream.errors import ModelError
 from toonstream.export.networks import temporal
-from toonstream.export.networks.base import TensorModule, spec
+from toonstream.export.networks.base import TIMESTEP, TensorModule, embedded_time, spec
 from toonstream.export.networks.controlnet import residual_specs
 
 __all__ = ["MotionUnet"]
@@ -39,7 +39,7 @@ class MotionUnet(TensorModule):
         self.network = network
         self.inputs = (
             spec("sample", "batch", "frames", config.in_channels, "h", "w"),
-            spec("timestep", "batch"),
+            spec(TIMESTEP, "batch"),
             spec("text", "batch", "tokens", config.cross_attention_dim),
             *residual_specs(network, "batch", "frames"),
         )
@@ -49,8 +49,7 @@ class MotionUnet(TensorModule):
         """Give the output of one denoising step of a window."""
         network = self.network
         frames = sample.shape[1]
-        embedding = network.time_embedding(network.time_proj(timestep))
-        embedding = _per_frame(embedding, frames)
+        embedding = _per_frame(embedded_time(network, timestep, sample.dtype), frames)
         text = _per_frame(text, frames)
         *residuals_down, residual_mid = (residual.flatten(0, 1) for residual in residuals)
 

@@ -1,7 +1,11 @@
 """What the torch engine does on a GPU, as far as a CPU can tell."""
 
+import gc
 import sys
-from types import ModuleType
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +13,9 @@ from torch import Tensor, nn
 
 from toonstream.engines.engine import NetworkSource
 from toonstream.engines.memory import gpu_too_old, out_of_memory
-from toonstream.engines.replay import Buffered, Step
+from toonstream.engines.replay import Buffered, GraphRecorder, Step
 from toonstream.engines.select import engine_name
-from toonstream.engines.torch import TorchEngine, use_memory_efficient_attention
+from toonstream.engines.torch import TorchEngine, TorchNetwork, use_memory_efficient_attention
 from toonstream.errors import EngineError
 
 CPU = torch.device("cpu")
@@ -33,28 +37,161 @@ def test_on_a_gpu_it_computes_in_half_precision_through_graphs() -> None:
     assert (engine.precision, engine.graphs) == ("float16", True)
 
 
-def test_calls_go_through_buffers_that_are_recorded_once_a_shape(toy: NetworkSource) -> None:
-    module = toy.build()
-    recorded: list[Step] = []
-    buffers: list[Tensor] = []
-
-    def prepare(given: object) -> Step:
-        buffers.append(given["image"])  # type: ignore[index]
-        return lambda: dict(zip(("blurred", "total"), module(*given.values()), strict=True))  # type: ignore[attr-defined]
+def recording(recorded: list[Step]) -> Callable[[Step], Step]:
+    """Stands in for what records CUDA graphs: keeps what it is given."""
 
     def record(step: Step) -> Step:
         recorded.append(step)
         return step
 
-    run = Buffered(module.inputs, device=CPU, prepare=prepare, record=record)
+    return record
+
+
+def given(batch: int) -> dict[str, Tensor]:
+    return {"image": torch.randn(batch, 3, 6, 6), "count": torch.arange(batch)}
+
+
+def test_calls_go_through_buffers_that_are_recorded_once_a_shape(toy: NetworkSource) -> None:
+    recorded: list[Step] = []
+    module = toy.build()
+    run = TorchNetwork("toy", module, CPU, torch.float32, record=recording(recorded))
     direct = TorchEngine(device=CPU).load(toy)
-    with torch.no_grad():
-        for batch in (1, 2, 1, 2):
-            given = {"image": torch.randn(batch, 3, 6, 6), "count": torch.arange(batch)}
-            for name, tensor in run(given).items():
-                torch.testing.assert_close(tensor, direct(given)[name])
-    assert len(recorded) == len(buffers) == 2
-    assert buffers[0].data_ptr() != buffers[1].data_ptr()
+    for batch in (1, 2, 1, 2):
+        inputs = given(batch)
+        for name, tensor in run(inputs).items():
+            torch.testing.assert_close(tensor, direct(inputs)[name])
+    assert len(recorded) == 2
+
+
+def test_buffers_stay_in_place(toy: NetworkSource) -> None:
+    places: list[int] = []
+
+    def prepare(buffers: Mapping[str, Tensor]) -> Step:
+        return lambda: places.append(buffers["image"].data_ptr()) or {}  # type: ignore[func-returns-value]
+
+    run = Buffered(toy.build().inputs, device=CPU, prepare=prepare)  # type: ignore[arg-type]
+    for batch in (1, 2, 1, 2):
+        run(given(batch))
+    assert places[:2] == places[2:]
+    assert places[0] != places[1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_callers_may_be_in_inference_mode_or_not(toy: NetworkSource, first: bool) -> None:
+    """A stream is; whoever warms a network up, on another thread, is not."""
+    run = TorchNetwork("toy", toy.build(), CPU, torch.float32, record=recording([]))
+    for mode in (first, not first, first):
+        with torch.inference_mode(mode):
+            made = run(given(1))["blurred"]
+    if not first:
+        made.mul_(2)  # it is the caller's
+
+
+def test_a_network_that_goes_leaves_its_memory_at_once(toy: NetworkSource) -> None:
+    """Not when the collector comes: in commands that run for hours it passes over what was there at first."""
+    module = toy.build()
+    left = weakref.ref(module)
+    network = TorchNetwork("toy", module, CPU, torch.float32, record=recording([]))
+    network(given(1))
+    del module
+    gc.disable()
+    try:
+        del network
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+class Gpu:
+    """Stands in for `torch.cuda`, and notes what is done in which order."""
+
+    OutOfMemoryError = torch.cuda.OutOfMemoryError
+
+    def __init__(self, *, refusal: Exception | None = None) -> None:
+        self.log: list[str] = []
+        self.refusal = refusal
+        self.current = "main"
+        self.pools = 0
+
+    def CUDAGraph(self) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    def graph_pool_handle(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    def current_stream(self) -> SimpleNamespace:
+        name = self.current
+        return SimpleNamespace(
+            name=name, wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}")
+        )
+
+    def set_stream(self, stream: SimpleNamespace) -> None:
+        self.current = stream.name
+
+    def stream(self, stream: SimpleNamespace) -> nullcontext[None]:
+        return nullcontext(self.log.append(f"on {stream.name}"))
+
+    def graph(self, graph: object, *, pool: int, capture_error_mode: str) -> "Recording":
+        self.log.append(f"pool {pool}, {capture_error_mode}")
+        return Recording(self)
+
+
+class Recording:
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.capture_stream = SimpleNamespace(
+            name="side", wait_stream=lambda other: gpu.log.append(f"side waits for {other.name}")
+        )
+
+    def __enter__(self) -> None:
+        self.gpu.current = "side"
+        self.gpu.log.append("begin")
+
+    def __exit__(self, *error: object) -> None:
+        if self.gpu.refusal is not None:  # as torch's does: it stays on its own stream
+            raise self.gpu.refusal
+        self.gpu.current = "main"
+        self.gpu.log.append("end")
+
+
+def test_a_step_is_warmed_up_recorded_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu()
+    monkeypatch.setattr(torch, "cuda", gpu)
+    record = GraphRecorder()
+
+    def step() -> Mapping[str, Tensor]:
+        gpu.log.append("step")
+        return {"image": torch.ones(1)}
+
+    replay = record(step)
+    assert gpu.log == [
+        "pool 1, thread_local", "side waits for main", "on side", "step", "step", "main waits for side",
+        "begin", "step", "end",
+    ]  # fmt: skip
+    gpu.log.clear()
+    assert torch.equal(replay()["image"], torch.ones(1))
+    assert gpu.log == ["replay"]
+    record(step)
+    assert gpu.pools == 1  # its graphs share their memory
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(refusal=RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors"))
+    monkeypatch.setattr(torch, "cuda", gpu)
+
+    def step() -> Mapping[str, Tensor]:
+        return {}
+
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph: operation not permitted when .*ing$"):
+        assert GraphRecorder()(step) is step
+    assert gpu.current == "main"
+    gpu.refusal = torch.cuda.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        GraphRecorder()(step)
+    assert gpu.current == "main"
+    gpu.refusal = None  # and the lock is free again
+    assert GraphRecorder()(step) is not step
 
 
 class Attending(nn.Module):

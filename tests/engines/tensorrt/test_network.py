@@ -1,6 +1,8 @@
 """The bookkeeping of the hot path, with a stand-in for TensorRT that computes on the CPU."""
 
 import ctypes
+import gc
+import weakref
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -80,6 +82,7 @@ class Context:
 
 class Engine:
     num_io_tensors = 2
+    context = Context
 
     def __init__(self, *, memory: bool = True, runs: bool = True) -> None:
         self.contexts: list[Context] = []
@@ -105,11 +108,18 @@ class Engine:
     def create_execution_context(self, *options: Options) -> Context | None:
         if not self.memory:
             return None
-        self.contexts.append(Context(self))
+        self.contexts.append(self.context(self))
         return self.contexts[-1]
 
 
+class RtxContext(Context):
+    def is_stream_capturable(self, stream: int) -> bool:
+        return bool(self.runs) and stream == 7
+
+
 class RtxEngine(Engine):
+    context = RtxContext
+
     def __init__(self) -> None:
         super().__init__()
         self.options = Options()
@@ -151,7 +161,7 @@ def test_bindings_are_made_once_for_each_shape_and_runs_recorded_once() -> None:
     for value in (1.0, 2.0, 3.0):
         assert torch.equal(run(image(2, value))["doubled"], torch.full((2, 3), 2 * value))
     assert (engine.bindings, len(recorder.steps), len(engine.contexts)) == (2, 1, 1)
-    assert engine.contexts[0].runs == [7, 7, 7]
+    assert engine.contexts[0].runs == [7, 7, 7, 7]  # the first one compiled kernels
     assert torch.equal(run(image(4))["doubled"], torch.full((4, 3), 2.0))
     assert torch.equal(run(image(2))["doubled"], torch.full((2, 3), 2.0))
     assert (engine.bindings, len(recorder.steps), len(engine.contexts)) == (4, 2, 2)
@@ -213,3 +223,38 @@ def test_kernels_that_were_compiled_are_kept_beside_the_engine(tmp_path: Path) -
     network(second, kernels=kernels)(image(1))
     assert second.options.cache is not None
     assert second.options.cache.content == b"kept"
+
+
+def test_kernels_that_cannot_be_kept_are_compiled_again(tmp_path: Path) -> None:
+    """The engine may be pruned while it runs."""
+    made = network(RtxEngine(), kernels=tmp_path / "gone" / "kernels")(image(1))
+    assert torch.equal(made["doubled"], torch.full((1, 3), 2.0))
+    kernels = tmp_path / "kernels"
+    network(RtxEngine(), kernels=kernels)(image(1))
+    assert list(tmp_path.iterdir()) == [kernels]
+
+
+def test_what_cannot_be_recorded_is_not() -> None:
+    recorder = Recorder()
+    run = network(RtxEngine(), record=recorder)
+    run(image(1))
+    assert len(recorder.steps) == 1
+    run = network(RtxEngine(), record=recorder, stream=lambda: 8)
+    assert torch.equal(run(image(1))["doubled"], torch.full((1, 3), 2.0))
+    assert len(recorder.steps) == 1
+
+
+def test_an_engine_that_goes_leaves_its_memory_at_once() -> None:
+    def record(step: Step) -> Step:
+        return step
+
+    left = weakref.ref(record)
+    run = network(Engine(), record=record)
+    run(image(1))
+    del record
+    gc.disable()
+    try:
+        del run
+        assert left() is None
+    finally:
+        gc.enable()
