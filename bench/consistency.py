@@ -127,6 +127,11 @@ class CountingEngine:
         """As the engine is called."""
         return self.engine.name
 
+    @property
+    def per_shape(self) -> bool:
+        """As the engine within has it."""
+        return self.engine.per_shape
+
     def load(self, source: NetworkSource) -> Network:
         """Load, and count."""
         return Counted(self.engine.load(source), source.name, self.counts)

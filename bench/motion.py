@@ -58,6 +58,7 @@ class Ablated:
     """The torch engine, which leaves the motion modules out of a UNet."""
 
     name = "torch"
+    per_shape = False
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine

@@ -105,6 +105,11 @@ class TapedEngine:
         """As the engine is called."""
         return self.engine.name
 
+    @property
+    def per_shape(self) -> bool:
+        """As the engine within has it."""
+        return self.engine.per_shape
+
     def load(self, source: NetworkSource) -> Network:
         """Load, and tape."""
         return Taped(self.engine.load(source), self.tape)

@@ -118,6 +118,12 @@ class SwitchableEngine:
         """Of the engine that was asked for last and came to serve, or of the first."""
         return self._engine.name
 
+    @property
+    def per_shape(self) -> bool:
+        """Of any engine that serves or may come to."""
+        coming = [] if self._successor is None else [self._successor]
+        return any(engine.per_shape for engine in (*self._asked, *coming))
+
     def load(self, source: NetworkSource) -> SwitchableNetwork:
         """Load a network that can be replaced; from any thread.
 

@@ -90,6 +90,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def per_shape(self) -> bool:
+        """Whether the first call with inputs of other shapes takes much longer than those that follow it."""
+        ...
+
     def load(self, source: NetworkSource) -> Network:
         """Make a network ready to run.
 

@@ -28,6 +28,7 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
+    per_shape = False
 
     def __init__(self) -> None:
         try:

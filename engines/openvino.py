@@ -42,6 +42,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    per_shape = True  # it compiles
 
     def __init__(
         self,

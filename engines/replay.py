@@ -106,6 +106,7 @@ class GraphRecorder:
         # Another engine may serve from another thread meanwhile; what that one does is no part of this graph.
         recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
         current, side = torch.cuda.current_stream(), recording.capture_stream
+        assert side is not None
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):

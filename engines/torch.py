@@ -53,6 +53,11 @@ class TorchEngine:
         self.graphs = on_gpu if graphs is None else graphs
 
     @property
+    def per_shape(self) -> bool:
+        """Where it records graphs."""
+        return self.graphs
+
+    @property
     def precision(self) -> str:
         """What it computes in, such as "float16"."""
         return str(self.dtype).removeprefix("torch.")

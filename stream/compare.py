@@ -353,6 +353,11 @@ class LoadedOnce:
         """As the engine within is called."""
         return self._engine.name
 
+    @property
+    def per_shape(self) -> bool:
+        """As the engine within has it."""
+        return self._engine.per_shape
+
     def load(self, source: NetworkSource) -> Network:
         """Load, the first time."""
         for loaded, network in self._loaded:

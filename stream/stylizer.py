@@ -167,7 +167,7 @@ def load_stylizer(
     guided = settings.guidance > 1.0
     networks: dict[str, Network] = dict.fromkeys(embedders or (), _Given())
     for name, network in loaded.items():
-        if name.startswith("controlnet_") and engine.name == "openvino":  # compiles for every shape anew
+        if name.startswith("controlnet_") and engine.per_shape:
             levels = settings.steps if settings.mode == "skewed" else 1
             network = EqualBatches(network, (1 + guided) * levels * settings.stride)
         networks[name] = TimedNetwork(network, name, stopwatch)

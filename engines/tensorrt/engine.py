@@ -83,6 +83,11 @@ class TensorRtEngine:
         return self._flavour.name
 
     @property
+    def per_shape(self) -> bool:
+        """It compiles kernels and records graphs."""
+        return True
+
+    @property
     def precision(self) -> str:
         """What it computes in: what a network was exported in."""
         return "the precision of the export"

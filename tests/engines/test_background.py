@@ -44,6 +44,7 @@ class Constants:
     fails: str = ""
     allowed: threading.Event = field(default_factory=threading.Event)
     made: dict[str, Constant] = field(default_factory=dict)
+    per_shape: bool = False
 
     def load(self, source: NetworkSource) -> Constant:
         self.allowed.wait()
@@ -218,3 +219,15 @@ def test_openvino_takes_over_from_onnx_runtime_and_styles_change_while_it_runs()
     engine.replace(sources={"vae_decoder": decoder})
     assert torch.equal(after_boundaries(2), taken)  # A → B → A, bit for bit
     engine.close()
+
+
+def test_it_says_what_new_shapes_cost_any_engine_that_may_serve() -> None:
+    quick, slow = constants("quick", 0.0), constants("slow", 1.0)
+    slow.per_shape = True
+    assert not SwitchableEngine(quick).per_shape
+    assert SwitchableEngine(quick, successor=slow).per_shape
+    engine = SwitchableEngine(quick)
+    engine.load(source("one"))
+    engine.replace(engine=slow)
+    assert engine.per_shape
+    engine.settle()

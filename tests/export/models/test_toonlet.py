@@ -47,6 +47,7 @@ class LoadsOnce:
 
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
+        self.per_shape = engine.per_shape
         self._engine = engine
         self._loaded: dict[str, Network] = {}
 
