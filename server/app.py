@@ -1,6 +1,7 @@
 """The server put together: routes, the page, health, and a beginning and an end."""
 
 import asyncio
+import itertools
 import logging
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ __all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
 
+_SUMMARY = 10  # seconds between two lines for the log of how a session does
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -141,17 +143,19 @@ class Server:
         return web.Response(text="ready\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=self.registry.metrics.expose(), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        await self.registry.refresh()
+        text = await asyncio.to_thread(self.registry.metrics.expose)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _watch_over(self) -> None:
-        """Once a second: how late the loop is, and a line for the log where frames were dropped."""
+        """Once a second: how late the loop is, and for the log what was dropped and what else happened."""
         known: dict[tuple[str, str], int] = {}
-        while True:
+        for second in itertools.count(1):
             due = monotonic() + 1.0
             await asyncio.sleep(1.0)
             self.registry.metrics.loop_lag.set(monotonic() - due)
+            await self.registry.refresh()
+            self._tell_of_sessions(figures=second % _SUMMARY == 0)
             drops = self.registry.metrics.drops()
             news = [
                 f"{count - known.get(key, 0)} at {key[0]} ({key[1]})"
@@ -161,6 +165,13 @@ class Server:
             if news:
                 _log.info("frames dropped in the last second: %s", ", ".join(news))
             known = drops
+
+    def _tell_of_sessions(self, *, figures: bool) -> None:
+        for session in self.registry.sessions:
+            for event in session.news():
+                _log.info("session %d: %s", session.number, event)
+            if figures:
+                _log.info("session %d: %s", session.number, session.summary())
 
 
 async def _cancelled(task: "asyncio.Task[None]") -> None:

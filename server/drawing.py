@@ -27,12 +27,21 @@ class Drawing:
         shared: the model's networks.
         model: for its name and its styles.
         settings: what sessions begin with.
+        loras: files of LoRAs that viewers may ask for, by name; viewers are told the name only.
     """
 
-    def __init__(self, shared: SharedNetworks, model: Model, settings: LiveSettings) -> None:
+    def __init__(
+        self,
+        shared: SharedNetworks,
+        model: Model,
+        settings: LiveSettings,
+        *,
+        loras: Mapping[str, Path] | None = None,
+    ) -> None:
         self._shared = shared
         self._settings = settings
         self._model = model
+        self._names = {str(path): name for name, path in (loras or {}).items()}
 
     @classmethod
     def load(
@@ -58,7 +67,7 @@ class Drawing:
         """
         shared = open_live_networks(engine, model, settings, loras=loras, say=say)
         shared.warm_up(settings, _CAMERA)
-        return cls(shared, model, settings)
+        return cls(shared, model, settings, loras=loras)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -80,14 +89,21 @@ class Drawing:
         Raises:
             InputError: the settings make no sense.
         """
-        return _Drawn(self._shared, _changed(self._settings, change), deliver, ended)
+        return _Drawn(self._shared, _changed(self._settings, change), deliver, ended, names=self._names)
 
 
 class _Drawn:
     def __init__(
-        self, shared: SharedNetworks, settings: LiveSettings, deliver: Deliver, ended: Ended
+        self,
+        shared: SharedNetworks,
+        settings: LiveSettings,
+        deliver: Deliver,
+        ended: Ended,
+        *,
+        names: Mapping[str, str],
     ) -> None:
         self._settings = settings
+        self._names = names
 
         def pass_on(toon: LiveToon) -> None:
             deliver(toon.toon, toon.captured_at)
@@ -122,7 +138,14 @@ class _Drawn:
         dropped: dict[str, dict[str, int]] = defaultdict(dict)
         for drop in statistics.drops:
             dropped[drop.place][drop.reason] = drop.count
-        return {**statistics.facts(), "dropped": dropped}
+        events = [{**asdict(event), "message": self._named(event.message)} for event in statistics.events]
+        return {**statistics.facts(), "dropped": dropped, "events": events}
+
+    def _named(self, text: str) -> str:
+        """A text for viewers, who need not know where files are."""
+        for path, name in self._names.items():
+            text = text.replace(path, name)
+        return text
 
 
 def _changed(settings: LiveSettings, change: Change) -> LiveSettings:

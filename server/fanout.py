@@ -11,7 +11,7 @@ from toonstream.server.encode import Encoded, Encoder
 from toonstream.stream.clock import Clock, monotonic
 from toonstream.stream.delay import Delay
 
-__all__ = ["AnyLane", "Drop", "Lane", "Subscription"]
+__all__ = ["AnyLane", "Drop", "Lane", "Subscription", "Timed"]
 
 T = TypeVar("T")
 
@@ -22,6 +22,9 @@ KEY_PAUSE = 0.5  # seconds at least between key frames that watchers ask for
 
 Drop = Callable[[str, str], None]
 """Is told the place and the reason of a drop."""
+
+Timed = Callable[[str, str, float], None]
+"""Is told `stage` or `wait`, its name, and the seconds that it took."""
 
 
 class Subscription:
@@ -105,6 +108,7 @@ class Lane(Generic[T]):
         leading: this lane decides the delay; sound only follows.
         sent: is told the seconds from capture to hand-out of every packet.
         failed: is told why encoding cannot go on.
+        timed: is told how long encoding takes, and how long frames wait before and after it.
         clock: the time.
     """
 
@@ -119,6 +123,7 @@ class Lane(Generic[T]):
         leading: bool,
         sent: Callable[[float], None] = lambda latency: None,
         failed: Callable[[str], None] = lambda reason: None,
+        timed: Timed = lambda kind, name, seconds: None,
         clock: Clock = monotonic,
     ) -> None:
         self._make_encoder = make_encoder
@@ -129,6 +134,7 @@ class Lane(Generic[T]):
         self._leading = leading
         self._sent = sent
         self._failed = failed
+        self._timed = timed
         self._clock = clock
         self._waiting: deque[tuple[T, float]] = deque()  # with the time that each came
         self._arrived = asyncio.Event()
@@ -214,6 +220,7 @@ class Lane(Generic[T]):
                 await self._arrived.wait()
             item, came = self._waiting.popleft()
             begin = self._clock()
+            self._timed("wait", "encode", begin - came)
             if self._leading:
                 self._delay.ready(self._captured_at(item), came)
             if self._waiting and begin > self._delay.due(self._captured_at(item)) + OVERDUE:
@@ -222,10 +229,14 @@ class Lane(Generic[T]):
             packets = await loop.run_in_executor(
                 self._threads, partial(self._encoder.encode, item, key=self._takes_key())
             )
+            encoding = self._clock() - begin
+            self._timed("stage", "encode", encoding)
             if self._leading:  # the time spent waiting for the frames before is not this one's fault
-                self._delay.ready(self._captured_at(item), came + self._clock() - begin)
+                self._delay.ready(self._captured_at(item), came + encoding)
             for encoded in packets:
-                await self._pause(self._delay.due(encoded.captured_at) - self._clock())
+                early = self._delay.due(encoded.captured_at) - self._clock()
+                self._timed("wait", "playout", max(0.0, early))
+                await self._pause(early)
                 self.encoded += 1
                 self._sent(self._clock() - encoded.captured_at)
                 for subscription in tuple(self._subscriptions):

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -13,14 +14,14 @@ from av import AudioFrame, VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from toonstream.server.fanout import Drop
+from toonstream.server.fanout import Drop, Timed
 from toonstream.server.live import Deliver
 from toonstream.server.seams import ask_for_missing, ask_for_picture
 from toonstream.server.timing import CaptureClock
 from toonstream.stream.clock import Clock, monotonic
 from toonstream.stream.frame import Frame
 
-__all__ = ["read_sound", "read_video"]
+__all__ = ["Ending", "read_sound", "read_video"]
 
 ASK_AGAIN = 0.5  # seconds without a picture until the first one, or what is missing, is asked for
 DEPTH = 2  # frames that wait to be converted
@@ -32,6 +33,19 @@ PICTURE_HELD = 0.1  # seconds at most
 _TICKS = Fraction(1, 90_000)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """Why there are no more pictures.
+
+    Attributes:
+        reason: for people.
+        cut_off: whether they ended without a word.
+    """
+
+    reason: str
+    cut_off: bool = False
+
+
 async def read_video(
     track: MediaStreamTrack,
     receiver: RTCRtpReceiver | None,
@@ -41,8 +55,9 @@ async def read_video(
     dropped: Drop,
     frame_side: int,
     silence_seconds: float,
+    timed: Timed = lambda kind, name, seconds: None,
     clock: Clock = monotonic,
-) -> str:
+) -> Ending:
     """Read pictures until the track ends; gives the reason.
 
     Reading and converting are two tasks: aiortc queues what is not read without a bound, so we read
@@ -56,13 +71,14 @@ async def read_video(
         dropped: is told of frames that were not converted.
         frame_side: pixels that the longer side may have.
         silence_seconds: without a picture, after which we give up.
+        timed: is told how long converting takes, and how long pictures wait for it.
         clock: the time.
     """
     newest: deque[tuple[VideoFrame, float]] = deque()
     arrived = asyncio.Event()
     ended = False
 
-    async def read() -> str:
+    async def read() -> Ending:
         nonlocal ended
         quiet = 0.0
         seen = False
@@ -74,17 +90,19 @@ async def read_video(
             except TimeoutError:
                 quiet += pause
                 if quiet >= silence_seconds:
-                    return f"no picture came for {silence_seconds:g} s"
+                    return Ending(reason=f"no picture came for {silence_seconds:g} s", cut_off=True)
                 if receiver is not None:
                     await (ask_for_missing if seen else ask_for_picture)(receiver)
                 continue
             except MediaStreamError:
-                return "the publisher went away"
+                return Ending(reason="the publisher went away")
             quiet, seen = 0.0, True
             assert isinstance(frame, VideoFrame)
             if max(frame.width, frame.height) > frame_side:
                 size = f"{frame.width}x{frame.height}"
-                return f"pictures of {size} are too large: send at most {frame_side} pixels a side"
+                return Ending(
+                    reason=f"pictures of {size} are too large: send at most {frame_side} pixels a side"
+                )
             if len(newest) >= DEPTH:
                 newest.popleft()
                 dropped("intake", "slow")
@@ -104,7 +122,10 @@ async def read_video(
             frame, arrival = newest.popleft()
             pts, time_base = _time_of(frame, arrival)
             captured_at = capture.captured_at(pts, time_base, arrival - held.seconds(float(pts * time_base)))
+            begin = clock()
+            timed("wait", "intake", begin - arrival)
             await loop.run_in_executor(threads, _pass_on, reformatter, frame, index, captured_at, offer)
+            timed("stage", "intake", clock() - begin)
             index += 1
 
     reading = asyncio.create_task(read(), name="read")
@@ -113,11 +134,11 @@ async def read_video(
         await asyncio.wait({reading, converting}, return_when=asyncio.FIRST_COMPLETED)
         if converting.done():  # it only ends before reading does where it failed
             converting.result()
-        reason = reading.result()
+        ending = reading.result()
         ended = True
         arrived.set()
         await converting
-        return reason
+        return ending
     finally:
         reading.cancel()
         converting.cancel()

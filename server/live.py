@@ -1,14 +1,14 @@
 """What the server wants of the live core, in its own words, and how a client's wishes are read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 from toonstream.config import MAX_LORA_WEIGHT
 from toonstream.errors import SettingError
 from toonstream.stream.frame import Frame
 
-__all__ = ["Catalogue", "Change", "Deliver", "Ended", "Live", "OpenLive", "parse_change"]
+__all__ = ["Catalogue", "Change", "Deliver", "Ended", "Figures", "Live", "OpenLive", "parse_change"]
 
 MAX_PROMPT = 2_000  # characters
 MAX_LORAS = 8  # in a toon at a time
@@ -65,6 +65,27 @@ class Catalogue:
     loras: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How one stream does: p50, p95 and p99 of the last seconds, in seconds; empty where there are none.
+
+    Attributes:
+        latency: from capture to the network.
+        stages: what one turn of each takes. waits: how long frames wait in each queue.
+        dropped: place → reason → frames, since the start.
+        events: what a person may want to read, each with `at`, `kind` and `message`; oldest first.
+        promise: seconds promised, or None. kept: whether it is thought to be.
+    """
+
+    latency: Mapping[str, float] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    waits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    events: tuple[Mapping[str, Any], ...] = ()
+    promise: float | None = None
+    kept: bool = True
+
+
 class Live(Protocol):
     """One publisher's stream through the networks. Nothing here may block for long but `finish`."""
 
@@ -89,7 +110,11 @@ class Live(Protocol):
         ...
 
     def statistics(self) -> Mapping[str, object]:
-        """Figures for the page, ready for JSON; `dropped` maps place and reason to counts."""
+        """Figures for the page, ready for JSON.
+
+        `stages` and `waits` map names to p50, p95 and p99 in seconds, `dropped` places and reasons to counts,
+        and `events` are what a person may want to read.
+        """
         ...
 
 

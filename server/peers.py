@@ -77,6 +77,11 @@ class Peer:
         """As aiortc has it: new, connecting, connected, failed, closed."""
         return self._connection.connectionState
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether the network between is gone, as opposed to a peer that has said goodbye."""
+        return self._connection.iceConnectionState in ("failed", "disconnected")
+
     def receiver(self, kind: str) -> RTCRtpReceiver | None:
         """What receives tracks of this kind."""
         return next(

@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from toonstream.errors import InputError
-from toonstream.server.live import Change, OpenLive
+from toonstream.server.live import Change, Figures, OpenLive
 from toonstream.server.metrics import Metrics
 from toonstream.server.sdp import Offer
-from toonstream.server.sessions import Session, Watcher
+from toonstream.server.sessions import Session
 from toonstream.server.settings import ServerSettings
+from toonstream.server.stage import Stage, Watcher
 
 __all__ = ["Full", "Registry"]
 
@@ -45,39 +46,53 @@ class Registry:
         self._numbers = itertools.count(1)
         self._sessions: dict[str, Session] = {}
         self._by_watch_key: dict[str, Session] = {}
-        self._watchers: dict[str, tuple[Session, Watcher]] = {}
+        self._coming_names: set[str] = set()  # watch keys of sessions that are being answered
+        self._held: OrderedDict[str, tuple[Stage, asyncio.TimerHandle]] = OrderedDict()  # by watch key
+        self._watchers: dict[str, tuple[Stage, Watcher]] = {}
         self._coming = 0  # sessions and ...
         self._coming_watchers = 0  # ... watchers that are being answered
-        self._ended: OrderedDict[str, str] = OrderedDict()
+        self._ended: OrderedDict[str, tuple[str, str]] = OrderedDict()  # key → reason, watch key
         self._closing = 0  # sessions that still take a place, because not everything of theirs is closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._past_drops: dict[tuple[str, str], int] = {}
         self.closed_because: str | None = None
-        self.metrics = Metrics(self._core_drops)
+        self.metrics = Metrics(self._core_drops, self.figures)
 
     def session(self, key: str) -> Session | None:
         """The session of a publisher's key."""
         return self._sessions.get(key)
 
-    def watched(self, watch_key: str) -> Session | None:
-        """The session that a watch link leads to."""
-        return self._by_watch_key.get(watch_key)
+    def watched(self, watch_key: str) -> Stage | None:
+        """The stage that a watch link leads to."""
+        if watch_key in self._held:
+            return self._held[watch_key][0]
+        session = self._by_watch_key.get(watch_key)
+        return None if session is None else session.stage
 
-    def watcher(self, key: str) -> tuple[Session, Watcher] | None:
-        """The watcher of a key, and the session."""
-        return self._watchers.get(key)
+    def watcher(self, key: str) -> Watcher | None:
+        """The watcher of a key."""
+        found = self._watchers.get(key)
+        return None if found is None else found[1]
 
     def reason(self, key: str) -> str | None:
         """Why a session ended that is no longer there; None for one that never was."""
-        return self._ended.get(key)
+        return self._ended[key][0] if key in self._ended else None
 
     @property
     def sessions(self) -> tuple[Session, ...]:
         """All that are there."""
         return tuple(self._sessions.values())
 
+    async def refresh(self) -> None:
+        """Have all sessions read how they do."""
+        await asyncio.gather(*(session.refresh() for session in self.sessions))
+
+    def figures(self) -> dict[int, Figures]:
+        """How each session does, by its number, as of the last `refresh`."""
+        return {session.number: session.figures() for session in self.sessions}
+
     async def publish(
-        self, offer: Offer, change: Change, *, watch_key: str | None = None
+        self, offer: Offer, change: Change, *, watch_key: str | None = None, resume: str | None = None
     ) -> tuple[Session, str]:
         """Admit a publisher; gives the answer's SDP with its session.
 
@@ -85,6 +100,7 @@ class Registry:
             offer: of the client.
             change: its first settings.
             watch_key: its own name for the watch link, or None for one that cannot be guessed.
+            resume: the key of a session of its own before, whose watch link it takes over with all who watch.
 
         Raises:
             Full: no room.
@@ -96,40 +112,59 @@ class Registry:
             raise InputError("the offer sends no video: there is nothing to draw")
         if self.closed_because is not None:
             self._refuse("whip", self.closed_because)
+        before = self._sessions.get(resume or "")
+        if before is not None:  # that it is gone is known there sooner than here
+            await self.end(before, "its publisher came anew", leave=True)
+        watch_key = watch_key or self._ended.get(resume or "", (None, None))[1]
         if len(self._sessions) + self._coming + self._closing >= self._settings.max_sessions:
             self._refuse("whip", f"all {self._settings.max_sessions} sessions are taken: try again later")
         self._check_name(watch_key)
-        self._coming += 1
+        held = self._take_held(watch_key or "")
+        stage = held or Stage(
+            settings=self._settings,
+            threads=self._threads,
+            metrics=self.metrics,
+            failed=lambda reason: None,
+            watch_key=watch_key,
+        )
         session = Session(
             next(self._numbers),
             settings=self._settings,
             threads=self._threads,
             metrics=self.metrics,
             ended=self._session_over,
-            watch_key=watch_key,
+            stage=stage,
         )
+        self._coming += 1
+        self._coming_names.add(stage.watch_key)
         try:
             answer = await session.begin(offer, change, self._open_live)
             if self.closed_because is not None:
                 self._refuse("whip", self.closed_because)
-            self._check_name(watch_key)
         except BaseException as error:
             outcome = "invalid" if isinstance(error, InputError) else "failed"
             self.metrics.offers.labels("whip", outcome).inc()
-            await session.close()
+            if held is not None and self.closed_because is None:
+                self._hold(held)
+                await session.close(leave=True)
+            else:
+                self._forget_watchers(stage)
+                await session.close()
             raise
         finally:
             self._coming -= 1
+            self._coming_names.discard(stage.watch_key)
         self.metrics.offers.labels("whip", "accepted").inc()
+        stage.take_up(session.over)
         self._sessions[session.key] = session
         self._by_watch_key[session.watch_key] = session
         self.metrics.sessions.set(len(self._sessions))
-        _log.info("session %d: began", session.number)
+        _log.info("session %d: began%s", session.number, "" if held is None else ", before those who waited")
         if session.over_because is not None:
             self._session_over(session, session.over_because)
         return session, answer
 
-    async def watch(self, session: Session, offer: Offer) -> tuple[Watcher, str]:
+    async def watch(self, stage: Stage, offer: Offer) -> tuple[Watcher, str]:
         """Admit a watcher; gives the answer's SDP with it.
 
         Raises:
@@ -145,43 +180,60 @@ class Registry:
             self._refuse("whep", f"all {self._settings.max_watchers} places to watch are taken")
         self._coming_watchers += 1
         try:
-            watcher, answer = await session.watch(offer, self._watcher_over)
+            watcher, answer = await stage.watch(offer, self._watcher_over)
         except InputError:
             self.metrics.offers.labels("whep", "invalid").inc()
             raise
         finally:
             self._coming_watchers -= 1
         self.metrics.offers.labels("whep", "accepted").inc()
-        self._watchers[watcher.key] = (session, watcher)
+        self._watchers[watcher.key] = (stage, watcher)
         self.metrics.watchers.set(len(self._watchers))
-        if watcher.peer.state in ("failed", "closed") or self._sessions.get(session.key) is not session:
+        gone = self.watched(stage.watch_key) is not stage and stage.watch_key not in self._coming_names
+        if gone or watcher.peer.state in ("failed", "closed"):
             self._spawn(self.leave(watcher.key))
         return watcher, answer
 
     async def leave(self, key: str) -> None:
         """A watcher goes."""
-        session, watcher = self._watchers.pop(key, (None, None))
+        stage, watcher = self._watchers.pop(key, (None, None))
         self.metrics.watchers.set(len(self._watchers))
-        if session is not None and watcher is not None:
-            session.watchers.pop(key, None)
+        if stage is not None and watcher is not None:
+            stage.watchers.pop(key, None)
+            if stage.held and not stage.watchers:
+                self._spawn(self._let_go(stage.watch_key))
             await watcher.close()
 
-    async def end(self, session: Session, reason: str, *, flush: float = 0.0) -> None:
-        """End a session, which frees its place once everything of it is closed."""
+    async def end(
+        self, session: Session, reason: str, *, flush: float = 0.0, leave: bool | None = None
+    ) -> None:
+        """End a session, which frees its place once everything of it is closed.
+
+        Args:
+            session: which.
+            reason: for people.
+            flush: seconds that showing what is in flight may take.
+            leave: whether those who watch are kept, for its publisher to come back; None: if it was cut off.
+        """
         if self._sessions.pop(session.key, None) is None:
             return
         self._by_watch_key.pop(session.watch_key, None)
-        self._ended[session.key] = reason
+        self._ended[session.key] = reason, session.watch_key
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
-        _log.info("session %d: ended: %s", session.number, reason)
         self.metrics.sessions.set(len(self._sessions))
-        for key in session.watchers:
-            self._watchers.pop(key, None)
-        self.metrics.watchers.set(len(self._watchers))
+        if leave is None:
+            leave = session.cut_off or session.peer.cut_off
+        leave = leave and bool(session.watchers) and self.closed_because is None
+        waiting = f"; {len(session.watchers)} who watch wait for it to come back" if leave else ""
+        _log.info("session %d: ended: %s%s", session.number, reason, waiting)
+        if leave:
+            self._hold(session.stage)
+        else:
+            self._forget_watchers(session.stage)
         self._closing += 1
         try:
-            await session.close(flush=flush)
+            await session.close(flush=flush, leave=leave)
         finally:
             self._closing -= 1
             for place, count in session.core_drops().items():
@@ -193,6 +245,8 @@ class Registry:
         flush = self._settings.grace * 0.6
         for session in self.sessions:
             self._spawn(self.end(session, "the server ends", flush=flush))
+        for watch_key in tuple(self._held):
+            self._spawn(self._let_go(watch_key))
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=self._settings.grace)
             if late:
@@ -202,8 +256,38 @@ class Registry:
             await asyncio.gather(*late, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _hold(self, stage: Stage) -> None:
+        """Keep those who watch a stage, for so long as a publisher may take to come back."""
+        wait = asyncio.get_running_loop().call_later(
+            self._settings.limits.return_seconds, lambda: self._spawn(self._let_go(stage.watch_key))
+        )
+        self._held[stage.watch_key] = stage, wait
+        stage.hold(lambda reason: self._spawn(self._let_go(stage.watch_key)))
+        self.metrics.held.set(len(self._held))
+        if len(self._held) > self._settings.max_sessions:
+            self._spawn(self._let_go(next(iter(self._held))))
+
+    def _take_held(self, watch_key: str) -> Stage | None:
+        stage, wait = self._held.pop(watch_key, (None, None))
+        if wait is not None:
+            wait.cancel()
+        self.metrics.held.set(len(self._held))
+        return stage
+
+    async def _let_go(self, watch_key: str) -> None:
+        """Nobody came back."""
+        stage = self._take_held(watch_key)
+        if stage is not None:
+            self._forget_watchers(stage)
+            await stage.close()
+
+    def _forget_watchers(self, stage: Stage) -> None:
+        for key in stage.watchers:
+            self._watchers.pop(key, None)
+        self.metrics.watchers.set(len(self._watchers))
+
     def _check_name(self, watch_key: str | None) -> None:
-        if watch_key in self._by_watch_key:
+        if watch_key in self._by_watch_key or watch_key in self._coming_names:
             raise InputError(f"somebody publishes as {watch_key!r}: take another name")
 
     def _refuse(self, endpoint: str, reason: str) -> NoReturn:

@@ -1,10 +1,10 @@
-"""One publisher's session: its frames through the live core, and its toon to everybody who watches."""
+"""One publisher's session: its frames through the live core, onto the stage that others watch."""
 
 import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,25 +12,26 @@ from typing import Any
 
 from av import AudioFrame
 
-from toonstream.server.encode import VIDEO_CLOCK, OpusSound, Picture, VideoEncoder
+from toonstream.server.encode import Picture
 from toonstream.server.fanout import Lane
 from toonstream.server.intake import read_sound, read_video
-from toonstream.server.live import Change, Live, OpenLive
+from toonstream.server.live import Change, Figures, Live, OpenLive
 from toonstream.server.metrics import Metrics
-from toonstream.server.peers import Peer
 from toonstream.server.sdp import Offer
 from toonstream.server.settings import ServerSettings
+from toonstream.server.stage import Stage, Watcher
 from toonstream.server.tracks import LaneTrack
 from toonstream.stream.clock import monotonic
-from toonstream.stream.delay import Delay
 from toonstream.stream.frame import Frame
+from toonstream.stream.live.statistics import LiveStatistics, Percentiles
 
-__all__ = ["Session", "Watcher"]
+__all__ = ["Session"]
 
 _log = logging.getLogger(__name__)
 
 _SPAN = 2.0  # seconds over which rates are counted
-_CODECS = ("vp8", "h264")
+_LOGGED = ("plan", "promise", "source", "refused")  # kinds of events that hold nothing of the publisher's
+_PARTS = ("p50", "p95", "p99")
 
 
 class Rate:
@@ -51,59 +52,21 @@ class Rate:
         return len(self._times) / _SPAN
 
 
-class Latencies:
-    """The last few seconds of latencies, and their percentiles."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=150)
-
-    def add(self, seconds: float) -> None:
-        """One more."""
-        self._seconds.append(seconds)
-
-    def percentiles(self) -> dict[str, float]:
-        """Milliseconds at p50, p95 and p99; empty before there are any."""
-        ordered = sorted(self._seconds)
-        if not ordered:
-            return {}
-        return {f"p{p}": round(1000 * ordered[(len(ordered) - 1) * p // 100], 1) for p in (50, 95, 99)}
-
-
-class Watcher:
-    """Somebody who watches a session.
-
-    Attributes:
-        key: the secret in the URL of the watcher's resource.
-        peer: the connection.
-    """
-
-    def __init__(self, peer: Peer, tracks: Sequence[LaneTrack]) -> None:
-        self.key = secrets.token_urlsafe(24)
-        self.peer = peer
-        self.tracks = tracks
-
-    async def close(self) -> None:
-        """Say goodbye."""
-        for track in self.tracks:
-            track.stop()
-        await self.peer.close()
-
-
 class Session:
-    """One publisher and its watchers. Knows nothing of any other session.
+    """One publisher, and the stage that others watch. Knows nothing of any other session.
 
     Args:
         number: for the log, which shows no keys.
         settings: of the server.
-        threads: for conversions and encoders.
+        threads: for conversions.
         metrics: of the server.
         ended: told once, with the reason, when the session cannot go on. Whoever is told closes it.
-        watch_key: for the watch link, or None for one that cannot be guessed.
+        stage: where its toon is shown.
 
     Attributes:
         over_because: why it has ended, once it has.
+        cut_off: whether it ended without a goodbye, so that the publisher may come back.
         key: the secret in the URL of the publisher's resource.
-        watch_key: the one in the link for watchers.
     """
 
     def __init__(
@@ -114,40 +77,42 @@ class Session:
         threads: Executor,
         metrics: Metrics,
         ended: Callable[["Session", str], None],
-        watch_key: str | None = None,
+        stage: Stage,
     ) -> None:
         self.number = number
         self.key = secrets.token_urlsafe(24)
-        self.watch_key = watch_key or secrets.token_urlsafe(16)
-        self.watchers: dict[str, Watcher] = {}
+        self.stage = stage
+        self.over_because: str | None = None
+        self.cut_off = False
+        self.change_so_far = Change()
         self._settings = settings
         self._threads = threads
         self._metrics = metrics
         self._ended = ended
-        self.over_because: str | None = None
         self._loop = asyncio.get_running_loop()
         self._began = monotonic()
-        self._delay = Delay(initial=settings.latency)
-        self._in, self._out, self._latencies = Rate(), Rate(), Latencies()
-        self._size: tuple[int, int] | None = None
+        self._in, self._out = Rate(), Rate()
         self._live: Live | None = None
+        self._core: Mapping[str, Any] = {}
+        self._here = LiveStatistics()
+        self._told_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
-        self.change_so_far = Change()
-        self._pictures = {codec: self._picture_lane(codec) for codec in _CODECS}
-        self._sound: Lane[tuple[AudioFrame, float]] = Lane(
-            lambda: OpusSound(self._began),
-            lambda item: item[1],
-            self._delay,
-            threads=threads,
-            dropped=metrics.dropped,
-            leading=False,
-            failed=self.over,
-        )
-        self.peer = self.make_peer(self.over)
+        self._off_stage = False  # whether what is still delivered is for nobody
+        self.peer = stage.make_peer(self.over)
 
-    def make_peer(self, lost: Callable[[str], None]) -> Peer:
-        """Prepare a connection with the server's settings."""
-        return Peer(ice_servers=self._settings.ice_servers, codec=self._settings.codec, lost=lost)
+    @property
+    def watch_key(self) -> str:
+        """The one in the link for watchers."""
+        return self.stage.watch_key
+
+    @property
+    def watchers(self) -> dict[str, Watcher]:
+        """Those who watch, by their keys."""
+        return self.stage.watchers
+
+    def lane(self, codec: str) -> "Lane[Picture] | Lane[tuple[AudioFrame, float]]":
+        """What encodes this session's toon, or its sound, with a codec."""
+        return self.stage.lane(codec)
 
     async def begin(self, offer: Offer, change: Change, open_live: OpenLive) -> str:
         """Answer the publisher, open the live core, and begin to read; gives the answer's SDP.
@@ -165,7 +130,7 @@ class Session:
             candidates=limits.candidates,
             connect_seconds=limits.connect_seconds,
         )
-        self._connect(self.peer, tracks)
+        self.stage.connect(self.peer, tracks)
         self.change_so_far = change
         self._live = await self._loop.run_in_executor(
             None, open_live, change, self._deliver_from_thread, self._fail_from_thread
@@ -177,31 +142,6 @@ class Session:
             task.add_done_callback(self._note_failure)
         return answer
 
-    async def watch(self, offer: Offer, lost: Callable[[Watcher, str], None]) -> tuple[Watcher, str]:
-        """Let somebody watch; gives the answer's SDP with it.
-
-        Raises:
-            InputError: the offer makes no sense.
-        """
-        limits = self._settings.limits
-        tracks = [LaneTrack("video"), LaneTrack("audio")]
-        peer = self.make_peer(lambda reason: lost(watcher, reason))
-        watcher = Watcher(peer, tracks)
-        try:
-            answer = await peer.answer(
-                offer,
-                tracks,
-                receiving=False,
-                candidates=limits.candidates,
-                connect_seconds=limits.connect_seconds,
-            )
-        except BaseException:
-            await watcher.close()
-            raise
-        self._connect(peer, tracks)
-        self.watchers[watcher.key] = watcher
-        return watcher, answer
-
     def change(self, change: Change) -> None:
         """Take other settings from the next window on.
 
@@ -212,93 +152,121 @@ class Session:
             self._live.change(change)
         self.change_so_far = Change(**{**_asked(self.change_so_far), **_asked(change)})
 
+    async def refresh(self) -> None:
+        """Read how everything does; on a thread, since there is a lot to sort."""
+        self._core, self._here = await self._loop.run_in_executor(self._threads, self._read_figures)
+
+    def figures(self) -> Figures:
+        """How the whole of it does, as of the last `refresh`."""
+        core, here = self._core, self._here
+        return Figures(
+            latency=_parts(here.shown),
+            stages={**_each(here.stages), **_told(core.get("stages", {}))},
+            waits={**_each(here.waits), **_told(core.get("waits", {}))},
+            dropped=core.get("dropped", {}),
+            events=tuple(core.get("events", ())),
+            promise=core.get("promise"),
+            kept=core.get("kept", True),
+        )
+
     def statistics(self) -> dict[str, object]:
-        """What the page shows: figures of the last seconds."""
-        now = monotonic()
+        """What the page shows: figures of the last seconds, as of the last `refresh`."""
+        now, figures = monotonic(), self.figures()
         return {
             "seconds": round(now - self._began, 1),
             "frames_in_per_second": round(self._in.per_second(now), 1),
             "frames_out_per_second": round(self._out.per_second(now), 1),
-            "latency_ms": self._latencies.percentiles(),
-            "playout_ms": round(1000 * self._delay.seconds, 1),
-            "size": self._size,
+            "latency_ms": _milliseconds(figures.latency),
+            "stages_ms": {name: _milliseconds(parts) for name, parts in figures.stages.items()},
+            "waits_ms": {name: _milliseconds(parts) for name, parts in figures.waits.items()},
+            "dropped": figures.dropped,
+            "playout_ms": round(1000 * self.stage.delay, 1),
+            "size": self.stage.size,
             "codec": self.peer.codecs.get("video"),
             "watchers": len(self.watchers),
             "state": self.peer.state,
             "settings": {
                 name: value for name, value in asdict(self.change_so_far).items() if value is not None
             },
-            "core": dict(self._live.statistics()) if self._live is not None else {},
+            "core": dict(self._core),
         }
 
-    def lane(self, codec: str) -> "Lane[Picture] | Lane[tuple[AudioFrame, float]]":
-        """What encodes this session's toon, or its sound, with a codec."""
-        return self._sound if codec == "opus" else self._pictures[codec]
+    def summary(self) -> str:
+        """How it does, in one line."""
+        now, figures = monotonic(), self.figures()
+        latency = "/".join(f"{1000 * figures.latency[part]:.0f}" for part in _PARTS if figures.latency)
+        waits = {name: each["p50"] for name, each in figures.waits.items() if name != "playout"}
+        longest = max(waits, key=lambda name: waits[name], default=None)
+        waiting = (
+            "" if longest is None else f", longest in the queue {longest} ({1000 * waits[longest]:.0f} ms)"
+        )
+        return (
+            f"{self._in.per_second(now):.1f} fps in, {self._out.per_second(now):.1f} out"
+            + (f", {latency} ms behind (p50/p95/p99)" if latency else "")
+            + waiting
+            + f", {len(self.watchers)} watching"
+        )
+
+    def news(self) -> list[str]:
+        """What happened since it was asked last, as of the last `refresh`; no words of the publisher's."""
+        events = [event for event in self.figures().events if event["at"] > self._told_at]
+        self._told_at = max((event["at"] for event in events), default=self._told_at)
+        return [event["message"] for event in events if event["kind"] in _LOGGED]
 
     def core_drops(self) -> dict[tuple[str, str], int]:
-        """(place, reason) → frames that the live core has left out."""
-        dropped = self._live.statistics().get("dropped", {}) if self._live is not None else {}
-        assert isinstance(dropped, dict)
+        """(place, reason) → frames that the live core has left out, as of the last `refresh`."""
+        dropped = self._core.get("dropped", {})
         return {
             (str(place), str(reason)): int(count)
             for place, reasons in dropped.items()
             for reason, count in reasons.items()
         }
 
-    def over(self, reason: str) -> None:
-        """The session cannot go on."""
+    def over(self, reason: str, *, cut_off: bool = False) -> None:
+        """The session cannot go on.
+
+        Args:
+            reason: for people.
+            cut_off: whether it is known that this is no goodbye.
+        """
         if self.over_because is None:
             self.over_because = reason
+            self.cut_off = cut_off
             self._ended(self, reason)
 
-    async def close(self, *, flush: float = 0.0) -> None:
+    async def close(self, *, flush: float = 0.0, leave: bool = False) -> None:
         """End it: read no more, show what is in flight, say goodbye.
 
         Args:
             flush: seconds that showing what is in flight may take.
+            leave: whether to leave the stage to those who watch.
         """
         self.over_because = self.over_because or "it was closed"
+        self._off_stage = leave
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()  # and with them what they had open
-        lanes: list[Lane[Picture] | Lane[tuple[AudioFrame, float]]] = [*self._pictures.values(), self._sound]
         if flush > 0.0 and self._live is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(flush):
                     await self._loop.run_in_executor(None, self._live.finish)
-                    await asyncio.sleep(0)  # what was delivered last is on its way into the lanes
-                    for lane in lanes:
-                        lane.end()
-                    await asyncio.gather(*(lane.drained() for lane in lanes))
-        for lane in lanes:
-            await lane.close()
-        watchers = tuple(self.watchers.values())
-        self.watchers.clear()
-        await asyncio.gather(self.peer.close(), *(watcher.close() for watcher in watchers))
+                    await asyncio.sleep(0)  # what was delivered last is on its way onto the stage
+                    await self.stage.drain()
+        if leave:
+            await self.peer.close()
+        else:
+            await asyncio.gather(self.peer.close(), self.stage.close())
         if self._live is not None:
-            await self._loop.run_in_executor(None, self._live.close)
+            self._core, self._here = await self._loop.run_in_executor(None, self._close_live, self._live)
 
-    def _picture_lane(self, codec: str) -> Lane[Picture]:
-        return Lane(
-            lambda: VideoEncoder(codec, bitrate=self._settings.bitrate),
-            lambda picture: picture.captured_at,
-            self._delay,
-            threads=self._threads,
-            dropped=self._metrics.dropped,
-            leading=True,
-            sent=self._shown,
-            failed=self.over,
-        )
+    def _read_figures(self) -> tuple[Mapping[str, Any], LiveStatistics]:
+        core = {} if self._live is None else self._live.statistics()
+        return core, self.stage.meter.read(at=monotonic())
 
-    def _connect(self, peer: Peer, tracks: Sequence[LaneTrack]) -> None:
-        """Say to each track where its packets come from, now that the codec is known."""
-        for track in tracks:
-            codec = peer.codecs.get(track.kind)
-            if track.kind == "audio" and codec == "opus":
-                track.watch(self._sound)
-            elif codec in self._pictures:
-                track.watch(self._pictures[codec])
+    def _close_live(self, live: Live) -> tuple[Mapping[str, Any], LiveStatistics]:
+        live.close()
+        return self._read_figures()
 
     async def _read_video(self) -> None:
         limits = self._settings.limits
@@ -311,7 +279,7 @@ class Session:
             self._loop.call_soon_threadsafe(self._captured)
             live.offer(frame, captured_at)
 
-        reason = await read_video(
+        ending = await read_video(
             track,
             self.peer.receiver("video"),
             offer,
@@ -319,11 +287,12 @@ class Session:
             dropped=self._metrics.dropped,
             frame_side=limits.frame_side,
             silence_seconds=limits.silence_seconds,
+            timed=lambda kind, name, seconds: self.stage.meter.add(kind, name, seconds, at=monotonic()),
         )
-        self.over(reason)
+        self.over(ending.reason, cut_off=ending.cut_off)
 
     async def _read_sound(self) -> None:
-        await read_sound(self.peer.received["audio"], self._sound.feed)
+        await read_sound(self.peer.received["audio"], self.stage.hear)
 
     def _note_failure(self, task: "asyncio.Task[None]") -> None:
         error = None if task.cancelled() else task.exception()
@@ -343,20 +312,33 @@ class Session:
             self._loop.call_soon_threadsafe(self.over, reason)
 
     def _deliver(self, toon: Frame, captured_at: float) -> None:
-        now = monotonic()
-        self._out.count(now)
+        self._out.count(monotonic())
         self._metrics.frames.labels("out").inc()
-        height, width = toon.image.shape[:2]
-        self._size = (width, height)
-        ticks = round((captured_at - self._began) * VIDEO_CLOCK)
-        picture = Picture(toon.image, ticks, captured_at)
-        for lane in self._pictures.values():
-            lane.feed(picture)
-
-    def _shown(self, latency: float) -> None:
-        self._latencies.add(latency)
-        self._metrics.latency.observe(latency)
+        if not self._off_stage:
+            self.stage.show(toon, captured_at)
 
 
 def _asked(change: Change) -> dict[str, Any]:
     return {name: value for name, value in asdict(change).items() if value is not None}
+
+
+def _parts(values: Percentiles) -> dict[str, float]:
+    """Seconds by p50, p95 and p99; empty where there are none."""
+    return {part: getattr(values, part) for part in _PARTS} if values.count else {}
+
+
+def _each(values: Mapping[str, Percentiles]) -> dict[str, dict[str, float]]:
+    return {name: parts for name, each in values.items() if (parts := _parts(each))}
+
+
+def _told(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
+    """The same, of what the live core says."""
+    return {
+        name: {part: seconds for part in _PARTS if (seconds := each.get(part)) is not None}
+        for name, each in values.items()
+        if each.get("p50") is not None
+    }
+
+
+def _milliseconds(parts: Mapping[str, float]) -> dict[str, float]:
+    return {part: round(1000 * seconds, 1) for part, seconds in parts.items()}

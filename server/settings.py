@@ -93,6 +93,7 @@ class Limits:
         changes_per_second: other requests from one address.
         connect_seconds: from the answer to the connection.
         silence_seconds: without a picture, until a publisher's session ends.
+        return_seconds: that watchers of a publisher who was cut off are kept, in case it comes back.
     """
 
     sdp_bytes: int = 65_536
@@ -103,6 +104,7 @@ class Limits:
     changes_per_second: float = 20.0
     connect_seconds: float = 30.0
     silence_seconds: float = 15.0
+    return_seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from aiohttp import web
 
 from toonstream.server.http import created, ice_links, preflight, read_valid_offer
 from toonstream.server.registry import Registry
-from toonstream.server.sessions import Watcher
 from toonstream.server.settings import ServerSettings
+from toonstream.server.stage import Watcher
 from toonstream.server.whip import trickled
 
 __all__ = ["Whep"]
@@ -35,11 +35,11 @@ class Whep:
 
     async def watch(self, request: web.Request) -> web.Response:
         """Take a watcher."""
-        session = self._registry.watched(request.match_info["key"])
-        if session is None:
+        stage = self._registry.watched(request.match_info["key"])
+        if stage is None:
             raise web.HTTPNotFound(reason="nobody publishes here now")
         offer = await read_valid_offer(request, self._settings)
-        watcher, answer = await self._registry.watch(session, offer)
+        watcher, answer = await self._registry.watch(stage, offer)
         links = ice_links(self._settings.ice_servers)
         return created(answer, f"/watchers/{watcher.key}", watcher.peer.etag, links)
 
@@ -65,4 +65,4 @@ class Whep:
         watcher = self._registry.watcher(request.match_info["key"])
         if watcher is None:
             raise web.HTTPNotFound
-        return watcher[1]
+        return watcher

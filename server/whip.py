@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -49,10 +50,16 @@ class Whip:
         ]
 
     async def publish(self, request: web.Request) -> web.Response:
-        """Take a publisher. The query may hold first settings, and a name of its own for the watch link."""
+        """Take a publisher.
+
+        The query may hold first settings, a name of its own for the watch link, and the key of a session that
+        it had before and comes back to.
+        """
         offer = await read_valid_offer(request, self._settings)
-        name, change = _query(request)
-        session, answer = await self._registry.publish(offer, change, watch_key=name)
+        query = dict(request.query)
+        resume = query.pop("resume", None)
+        name, change = _query(query)
+        session, answer = await self._registry.publish(offer, change, watch_key=name, resume=resume)
         links = [
             *ice_links(self._settings.ice_servers),
             ("Link", f'</whep/{session.watch_key}>; rel="urn:toonstream:whep"'),
@@ -83,7 +90,9 @@ class Whip:
 
     async def statistics(self, request: web.Request) -> web.Response:
         """The figures of the last seconds; 410 with the reason once the session is over."""
-        return web.json_response(self._session(request).statistics())
+        session = self._session(request)
+        await session.refresh()
+        return web.json_response(session.statistics())
 
     async def change(self, request: web.Request) -> web.Response:
         """Take other settings."""
@@ -131,13 +140,13 @@ async def trickled(
     return web.Response(status=204, headers={"ETag": peer.etag})
 
 
-def _query(request: web.Request) -> tuple[str | None, Change]:
+def _query(query: Mapping[str, str]) -> tuple[str | None, Change]:
     """The name for watchers and the first settings of a WHIP URL.
 
     Raises:
         SettingError: they make no sense.
     """
-    values: dict[str, object] = dict(request.query)
+    values: dict[str, object] = dict(query)
     name = values.pop("watch", None)
     if name is not None and not re.fullmatch(r"[\w-]{3,64}", str(name), re.ASCII):
         raise SettingError("watch: take a name of 3 to 64 letters, digits, - and _")

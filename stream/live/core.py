@@ -3,12 +3,15 @@
 captured → kept, numbered, given its words → switching → stream under the plan → toon → deliver
                                                 ↑ plan
 costs of every run, latencies, frame rate → controller
+
+What cannot be shown in time goes as early as that is known: before it is taken in, before it is decoded, or
+before it is delivered. So nothing waits behind it, however long the process was not given the cores.
 """
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from dataclasses import replace
+from typing import Generic, TypeVar
 
 from toonstream.config import LoraChoice, RenderSettings
 from toonstream.errors import ToonstreamError
@@ -18,16 +21,18 @@ from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import Controller, Decision
 from toonstream.stream.live.costs import Costs, Shape
 from toonstream.stream.live.fading import Fade
+from toonstream.stream.live.flight import LATEST, Flight
 from toonstream.stream.live.inbox import Captured, Inbox
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.live.statistics import Event, LiveStatistics, Meter
+from toonstream.stream.live.studio import LiveToon, Run, Studio
 from toonstream.stream.live.switching import Pushed, Segment, Switching
 from toonstream.stream.live.words import Words, WordTrack
 from toonstream.stream.stylizer import Toon
 from toonstream.stream.temporal.cuts import CutDetector
 from toonstream.stream.temporal.skipping import Skipping
 
-__all__ = ["LiveCore", "LiveToon", "Run", "Studio", "wished"]
+__all__ = ["LiveCore", "LiveToon", "wished"]
 
 _ASSUMED_FPS = 30.0  # until the source's rate is known
 _PARDON = 3.0  # seconds that a promise may be broken before it is said: as while a plan is being built
@@ -35,103 +40,8 @@ _SAME_SHAPE = 0.02  # by how much ratios of sides may differ
 _SHAPES, _SHAPE_SPAN = 4, 30.0  # so many new shapes of the source are followed within so many seconds
 _STILL_PATIENCE = 2  # frames that are there twice or three times, as film in 60 frames a second has them
 _STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LiveToon:
-    """A toon, as soon as it is final.
-
-    Attributes:
-        source: the frame as it was offered, in its own size; where the source changes its shape more often
-            than is followed, within the shape that is drawn.
-        toon: of the size that was asked for; pts, time base and duration of the source. Both are numbered
-            from 0 without gaps, over the frames that are delivered.
-        captured_at: when it was captured. committed_at: when it was final. Seconds by the session's clock.
-        plan: what it was drawn under.
-    """
-
-    source: Frame
-    toon: Frame
-    captured_at: float
-    committed_at: float
-    plan: Plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run of a stage.
-
-    Attributes:
-        stage: `conditions`, or the network's name.
-        frames: that it had, guidance sides counted each.
-        seconds: it took. waited: until its turn, before.
-        first: something had to be built for it first, so that the seconds say nothing of the next time.
-    """
-
-    stage: str
-    frames: int
-    seconds: float
-    waited: float = 0.0
-    first: bool = False
-
-
-Observe = Callable[[Plan, Run], None]
+_SETTLED = 1.0  # seconds that the same plan must be desired before it is built, where there is a promise
 V = TypeVar("V")
-
-
-class Studio(Protocol[V]):
-    """What draws: `SharedNetworks`, or in tests something in its place. V is the model with LoRAs put in."""
-
-    @property
-    def multiple(self) -> int:
-        """Sides that are multiples of this many pixels are drawn without waste."""
-        ...
-
-    def check(self, settings: LiveSettings) -> RenderSettings:
-        """Fill in what was left open.
-
-        Raises:
-            InputError: it cannot be done.
-        """
-        ...
-
-    @property
-    def plain(self) -> V:
-        """The model as it is."""
-        ...
-
-    def variant(self, loras: tuple[LoraChoice, ...]) -> V | None:
-        """The model with LoRAs put in; None while that is made ready, without waiting.
-
-        Raises:
-            ToonstreamError: it cannot be made.
-        """
-        ...
-
-    def words(self, settings: RenderSettings, variant: V) -> Words:
-        """What frames are to look like, as the variant's text encoder has it."""
-        ...
-
-    def segment(
-        self, plan: Plan, words: Words, *, size: tuple[int, int], observe: Observe, fade: Fade[V]
-    ) -> Segment:
-        """Start a stream that gives toons of `size`, drawn with what `fade` says.
-
-        `observe` is told of every run in it.
-        """
-        ...
-
-    def is_ready(self, plan: Plan) -> bool:
-        """Whether nothing has to be built before the plan is run."""
-        ...
-
-    def prepare(self, plan: Plan, *, observe: Observe) -> None:
-        """Build what the plan needs, wait for it, and run it a little: `observe` is told what that takes."""
-        ...
-
-    def request(self, plan: Plan) -> str | None:
-        """Build what the plan needs some time soon, without waiting; or say why it cannot be built."""
-        ...
 
 
 class LiveCore(Generic[V]):
@@ -164,7 +74,7 @@ class LiveCore(Generic[V]):
         self._clock = clock
         self._notify = notify
         self.meter = Meter()
-        self.inbox = Inbox(lambda reason: self.meter.drop("input", reason))
+        self.inbox = Inbox(lambda reason: self.meter.drop("input", reason), is_late=self._comes_late)
         self._asked: LiveSettings | None = None  # put by any thread
         self._costs = Costs()
         self._track: WordTrack | None = None
@@ -184,7 +94,12 @@ class LiveCore(Generic[V]):
         self._since_cut = 0  # frames
         self._reshaped: deque[float] = deque(maxlen=_SHAPES)  # when
         self._steady = True  # the source does not change more often than is followed
-        self._flight: deque[tuple[float, float]] = deque()  # captured at, pushed at
+        self._flight = Flight()
+        self._delivered = 0
+        self._ahead = 0.0  # seconds that a frame takes from here on, as it was forecast last
+        self._timed = self._rest = 0.0  # seconds since the last boundary, that stages took and that none did
+        self._rested = False  # whether they count
+        self._desired: tuple[Plan, float] | None = None  # what is not ready, and since when it is desired
         self._settled_at = 0.0
         self._kept = True
         self._broken_at: float | None = None
@@ -256,10 +171,13 @@ class LiveCore(Generic[V]):
         frame = replace(frame, index=self._came)
         self._came += 1
         self._words = self._track.next()
-        self._flight.append((captured.at, self._clock()))
+        entered = self._clock()
+        self._flight.enter(frame.index, captured_at=captured.at, now=entered)
         for toon in self._switching.push(Pushed(frame=frame, words=self._words)):
             self._out(toon)
+        self._rest += self._clock() - entered
         if self._switching.at_boundary:
+            self._note_rest()
             self._decide()
 
     def finish(self) -> None:
@@ -270,8 +188,7 @@ class LiveCore(Generic[V]):
 
     def abandon(self, reason: str) -> None:
         """Count what is in flight as dropped."""
-        self.meter.drop("flight", reason, len(self._flight))
-        self._flight.clear()
+        self.meter.drop("flight", reason, self._flight.clear())
 
     def say(self, kind: str, message: str) -> None:
         """Note an event."""
@@ -388,7 +305,7 @@ class LiveCore(Generic[V]):
             variant = self._studio.variant(wanted)
         except ToonstreamError as error:
             self._spoilt = wanted
-            self.say("loras", f"the LoRAs stay as they were: {error}")
+            self.say("refused", f"the LoRAs stay as they were: {error}")
             return
         if variant is None:
             return
@@ -403,24 +320,38 @@ class LiveCore(Generic[V]):
         assert self._controller is not None
         assert self._switching is not None
         decision = self._controller.decide(fps=self._fps(), now=self._clock(), ready=self._studio.is_ready)
-        if decision.desired != decision.plan and not self._studio.is_ready(decision.desired):
-            reason = self._studio.request(decision.desired)
-            if reason is not None and decision.desired != self._refused:
-                self._refused = decision.desired
-                self._controller.bar(decision.desired)
-                self.say("plan", f"cannot go over to {decision.desired}: {reason}")
+        self._make_ready(decision)
         self._promise_kept(decision)
         plan = decision.plan
+        self._ahead = self._controller.forecast(plan, fps=self._fps()).latency
         if plan == self._aimed:
             return
         self._switching.ask(replace(plan, every=1))
         self._take_up(plan, f"goes over to {plan}")
+
+    def _make_ready(self, decision: Decision) -> None:
+        """Have what is desired built, once that has been the same for a while: it costs what all run on."""
+        desired, now = decision.desired, self._clock()
+        if desired == decision.plan or self._studio.is_ready(desired):
+            self._desired = None
+            return
+        if self._desired is None or self._desired[0] != desired:
+            self._desired = desired, now
+        if self._settings.latency is not None and now - self._desired[1] < _SETTLED:
+            return
+        reason = self._studio.request(desired)
+        if reason is not None and desired != self._refused:
+            self._refused = desired
+            assert self._controller is not None
+            self._controller.bar(desired)
+            self.say("refused", f"cannot go over to {desired}: {reason}")
 
     def _take_up(self, plan: Plan, message: str) -> None:
         self._aimed, self._every = plan, plan.every
         # As many wait at most as come in while a window is run, and one more.
         self.inbox.set(capacity=plan.stride + 1, every=plan.every)
         self._settled_at = self._clock()
+        self._rested = False
         self.say("plan", message)
 
     def _promise_kept(self, decision: Decision) -> None:
@@ -439,10 +370,17 @@ class LiveCore(Generic[V]):
 
     def _start(self, plan: Plan) -> Segment:
         assert self._words is not None
+        skip = self._render.skip
         segment: Segment = self._studio.segment(
-            plan, self._words, size=self._output, observe=self._observe, fade=self._fade
+            plan,
+            self._words,
+            size=self._output,
+            observe=self._observe,
+            fade=self._fade,
+            # A toon that others are to be copies of is always drawn.
+            gives_up=self._gives_up if skip is None else lambda frame: False,
         )
-        if self._render.skip is None:
+        if skip is None:
             return segment
         drawn_with = self._fade.target
 
@@ -452,31 +390,70 @@ class LiveCore(Generic[V]):
             before, drawn_with = drawn_with, self._fade.target
             return self._fade.settled and before == drawn_with and one.words is other.words
 
-        return Skipping(segment, threshold=self._render.skip, patience=_STILL_PATIENCE, alike=alike)
+        return Skipping(segment, threshold=skip, patience=_STILL_PATIENCE, alike=alike)
+
+    @property
+    def _limit(self) -> float | None:
+        """Seconds that frames may be old when they are final."""
+        return None if self._settings.latency is None else LATEST * self._settings.latency
+
+    def _comes_late(self, captured_at: float) -> bool:
+        """Whether a frame that waits could not be shown in time any more; on the worker's thread."""
+        limit = self._limit
+        return limit is not None and self._clock() - captured_at + self._ahead > limit
+
+    def _gives_up(self, frame: Frame) -> bool:
+        return self._flight.gives_up(frame.index, now=self._clock(), limit=self._limit)
 
     def _observe(self, plan: Plan, run: Run) -> None:
         now = self._clock()
         self.meter.add("stage", run.stage, run.seconds, at=now)
-        if run.stage not in ("conditions", "deliver"):
+        if run.stage not in ("conditions", "deliver", "rest"):
             self.meter.add("wait", "turn", run.waited, at=now)
-        if not run.first:
+        self._timed += run.waited + run.seconds
+        if run.first:
+            self._rested = False
+        else:
             width, height = plan.size
             self._costs.observe(run.stage, Shape(width, height, run.frames), run.waited + run.seconds)
 
-    def _out(self, toon: Toon) -> None:
-        captured_at, pushed_at = self._flight.popleft()
-        now = self._clock()
+    def _note_rest(self) -> None:
+        """A window is full: what all of it took, and no stage, is a frame's cost too.
+
+        There the process was waiting for a core, or another thread held Python.
+        """
         assert self._switching is not None
-        self.meter.count("out", at=now)
-        self.meter.add("latency", "", now - captured_at, at=now)
-        self.meter.add("wait", "window", now - pushed_at, at=now)
+        if self._rested and self._switching.settled:
+            plan = self._switching.plan
+            rest = max(0.0, self._rest - self._timed) / plan.stride
+            self._observe(plan, Run(stage="rest", frames=1, seconds=rest))
+        self._rested, self._rest, self._timed = True, 0.0, 0.0
+
+    def _out(self, toon: Toon) -> None:
+        now = self._clock()
+        landed = self._flight.leave(now=now, limit=self._limit)
+        assert self._switching is not None
+        age = now - landed.captured_at
+        self.meter.add("wait", "window", now - landed.entered_at, at=now)
         if not self._switching.settled:
             self._settled_at = now
-        elif self._controller is not None and captured_at >= self._settled_at:
-            self._controller.observe_latency(now - captured_at, fps=self._fps(), now=now)
+        elif self._controller is not None and landed.captured_at >= self._settled_at:
+            self._controller.observe_latency(age, fps=self._fps(), now=now)
+        if landed.late:
+            self.meter.drop("window" if landed.given_up else "output", "late")
+            return
+        self.meter.count("out", at=now)
+        self.meter.add("latency", "", age, at=now)
         plan = replace(self._switching.plan, every=self._every)
+        number, self._delivered = self._delivered, self._delivered + 1
         self._deliver(
-            LiveToon(source=toon.source, toon=toon.toon, captured_at=captured_at, committed_at=now, plan=plan)
+            LiveToon(
+                source=replace(toon.source, index=number),
+                toon=replace(toon.toon, index=number),
+                captured_at=landed.captured_at,
+                committed_at=now,
+                plan=plan,
+            )
         )
         done = self._clock()
         self._observe(plan, Run(stage="deliver", frames=1, seconds=done - now))

@@ -61,7 +61,8 @@ class Event:
     Attributes:
         at: seconds by the session's clock.
         kind: `plan` (another plan runs), `promise` (it cannot be kept, or can again), `source` (it changes
-            too often), `words`, `loras` or `end`.
+            too often), `refused` (what was asked for cannot be had, what runs goes on), `words`, `loras` or
+            `end`.
         message: one line.
     """
 

@@ -259,7 +259,7 @@ def test_a_plan_that_cannot_be_built_is_named_and_what_runs_goes_on(live):
     viewer.feed(30)
     viewer.finish()
     assert viewer.core.plan.window == 4
-    assert viewer.plans[1:] == [
+    assert [event.message for event in viewer.events if event.kind == "refused"] == [
         "cannot go over to 512x384, 1 steps, window 6, stride 3: the engine refuses it"
     ]
 

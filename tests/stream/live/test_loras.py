@@ -175,7 +175,7 @@ def test_a_damaged_one_leaves_the_stream_as_it_was_and_is_said_once(shared: Shar
         stream.play(2)
         stream.settle()
     assert all(np.array_equal(*pair) for pair in zip(stream.pictures, plain.pictures, strict=True))
-    (said,) = (event.message for event in stream.events if event.kind == "loras")
+    (said,) = (event.message for event in stream.events if event.kind == "refused")
     assert said.startswith("the LoRAs stay as they were: ")
     assert "damaged.safetensors is not readable" in said
 
