@@ -54,9 +54,8 @@ _LAST = 999  # timestep where a run begins
 _LAST_SHARE = 0.5  # of the samples are pure noise: there alone the words are all that tells what to draw
 _OWN_SHARE = 0.7  # of the rest stand where the network's own steps led, not on a noised finished drawing
 _SHARED_SHARE = 0.5  # of the clips start from the same noise in every frame, as streams do
-_WORDS_WEIGHT = 0.3
-_WORDS_FLOOR = 0.04
-_DECODER_SHARE = 0.5  # of the learning rate: it dies of more
+_WORDS_WEIGHT = 0.6
+_WORDS_FLOOR = 0.01
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -236,10 +235,7 @@ def train_pictures(
     seed: int,
     start: Path | None = None,
 ) -> None:
-    """Stage 2, on single pictures: everything but the motion modules; from the model folder `start`, if any.
-
-    The decoder learns on: it comes to show what the denoiser draws, not only what the encoder wrote.
-    """
+    """Stage 2, on single pictures: all but the motion modules; from the model folder `start`, if any."""
     torch.manual_seed(seed)
     unet = new_unet()
     controls = {name: new_controlnet(unet) for name in CONTROLS}
@@ -252,8 +248,7 @@ def train_pictures(
         for name, control in controls.items():
             load_part(control, start / f"controlnet_{name}")
     stack = _stack(folder, unet, controls, text_encoder, autoencoder)
-    autoencoder.decoder.requires_grad_(True)
-    modules: list[nn.Module] = [unet, *controls.values(), text_encoder, autoencoder.decoder]
+    modules: list[nn.Module] = [unet, *controls.values(), text_encoder]
 
     def make(step: int) -> Batch:
         return pictures.batch(np.random.default_rng((seed, 2, step)), size=size, side=128)
@@ -287,9 +282,6 @@ def train_motion(
     temporal.inject(unet)  # the same function, in the layout that the stream runs and that is faster here
     motion = [module for name, module in unet.named_modules() if name.endswith("motion_modules")]
     stack = _stack(start, unet, controls, text_encoder, autoencoder)
-    # What does not learn here is left out of the optimiser and not frozen: torch 2.13's backward pass through
-    # frozen convolutions in bfloat16 ends in a segmentation fault.
-    autoencoder.decoder.requires_grad_(True)
 
     def make(step: int) -> Batch:
         random = np.random.default_rng((seed, 3, step))
@@ -328,7 +320,8 @@ def _stack(
 ) -> Stack:
     path = folder / "tokenizer" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path)) if path.exists() else train_tokenizer(vocabulary_texts(), path)
-    autoencoder.requires_grad_(False)
+    # What does not learn is left out of the optimiser, not frozen: torch 2.13's backward pass through frozen
+    # convolutions in bfloat16 ends in a segmentation fault.
     for module in (unet, *controls.values(), autoencoder):
         module.to(memory_format=torch.channels_last)
     return Stack(
@@ -353,23 +346,18 @@ def _train(
     rate: float,
     motion_weight: float,
 ) -> None:
-    """Run one stage from where it stopped; `modules` learn, the decoder among them only a little."""
+    """Run one stage from where it stopped; `modules` learn, nothing else."""
     container = nn.ModuleList(modules)
-    groups = [
-        {
-            "params": [parameter for parameter in module.parameters() if parameter.requires_grad],
-            "share": _DECODER_SHARE if module is stack.autoencoder.decoder else 1.0,
-        }
-        for module in modules
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimiser = torch.optim.AdamW(
+        container.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
     average = Average(modules, decay=0.998)
     run = Run(folder, modules=container, optimiser=optimiser, average=average)
     torch.manual_seed(run.step)
     started = time.monotonic()
     for batch in prefetch(make, run.step, steps):
         for group in optimiser.param_groups:
-            group["lr"] = group["share"] * learning_rate(run.step, steps, rate)
+            group["lr"] = learning_rate(run.step, steps, rate)
         losses = stack.loss(batch, last=_LAST_SHARE)
         optimiser.zero_grad(set_to_none=True)
         pixel_weight = _pixel_weight(run.step / steps)
