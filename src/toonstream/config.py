@@ -25,7 +25,7 @@ __all__ = [
 
 EngineName = Literal["auto", "openvino", "onnxruntime", "torch", "tensorrt-rtx", "tensorrt"]
 Mode = Literal["wavefront", "skewed", "anchored"]
-Deflickering = Literal["off", "balanced", "accurate"]
+Deflickering = Literal["off", "balanced", "accurate", "causal"]
 Matching = Literal["flow", "patchmatch"]
 
 MAX_STEPS = 50
@@ -238,7 +238,7 @@ class Settings:
             window, each of which begins with frames that are final, and keeps to them.
         overlap: how many frames that is, 0 to `window` - 1; in anchored mode only, and in place of `stride`.
         deflicker: blend toons with their neighbours' toons, brought to where they are: balanced, each by
-            itself; accurate, by what they agree on.
+            itself; accurate, by what they agree on; causal, with the last toon only, as it was sent.
         deflicker_window: neighbours on each side, 1 to 30.
         keyframes: draw every so-manieth frame, 1 to 30, and bring its toon to the frames between.
         skip: give a frame that differs from the last one drawn by at most so many levels of 255 the toon of

@@ -13,10 +13,10 @@ from toonstream.stream.temporal.fastblend import Deflicker
 from toonstream.stream.temporal.keyframes import Keyframes
 from toonstream.stream.temporal.matching import FlowMatcher, Matcher, PatchMatcher
 from toonstream.stream.temporal.skipping import Skipping
+from toonstream.stream.temporal.steadying import Steadied
 
 __all__ = ["in_stages"]
 
-_MOST_FLOWS = 128  # kept for deflickering: at 512x512 a quarter of a gigabyte
 _PATIENCE = 24  # still frames in a row that wait for a toon: a clip has time, but memory is bounded
 
 
@@ -24,11 +24,13 @@ def in_stages(stylizer: Stylizing, settings: RenderSettings) -> Stylizing:
     """Put the stages that are asked for around a stylizer; itself where there are none."""
     stage = stylizer
     if settings.keyframes > 1:
-        stage = Keyframes(stage, _matcher(settings, remembered=0), every=settings.keyframes)
-    if settings.deflicker != "off":
+        stage = Keyframes(stage, _matcher(settings, reach=0), every=settings.keyframes)
+    if settings.deflicker == "causal":
+        stage = Steadied(stage, _matcher(settings, reach=1))
+    elif settings.deflicker != "off":
         stage = Deflicker(
             stage,
-            _matcher(settings, remembered=_flows(settings.deflicker_window)),
+            _matcher(settings, reach=settings.deflicker_window),
             window=settings.deflicker_window,
             accurate=settings.deflicker == "accurate",
         )
@@ -37,16 +39,11 @@ def in_stages(stylizer: Stylizing, settings: RenderSettings) -> Stylizing:
     return stage
 
 
-def _matcher(settings: RenderSettings, *, remembered: int) -> Matcher:
+def _matcher(settings: RenderSettings, *, reach: int) -> Matcher:
     if settings.matcher == "flow":
-        return FlowMatcher(remembered=remembered)
+        return FlowMatcher(reach=reach)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return PatchMatcher(device=device, seed=settings.seed)
-
-
-def _flows(window: int) -> int:
-    """How many flows to keep, so that those of two neighbours are there still when the later one comes."""
-    return min(_MOST_FLOWS, 4 * window * (window + 1))
 
 
 def _of_one_scene(one: Conditioned, other: Conditioned) -> bool:

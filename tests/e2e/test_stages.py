@@ -53,6 +53,7 @@ def write_film(path: Path, levels: list[int]) -> None:
     "words",
     [
         ("--deflicker", "balanced"),
+        ("--deflicker", "causal"),
         ("--deflicker", "accurate", "--deflicker-window", "1"),
         ("--deflicker", "accurate", "--matcher", "patchmatch", "--deflicker-window", "1"),
         ("--skip", "3"),

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -39,6 +39,7 @@ def arrived(*images: Image, **options: object) -> Correspondences:
 
 
 @given(x=st.integers(-4, 4), y=st.integers(-4, 4))
+@settings(deadline=None)
 def test_whole_pixels_are_brought_as_they_are(x: int, y: int) -> None:
     latents = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))
     brought = shifted(x, y).bring(latents)

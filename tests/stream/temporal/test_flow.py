@@ -50,12 +50,13 @@ def test_small_and_long_pictures_have_flow(shape: tuple[int, int]) -> None:
 
 def test_the_preset_is_a_choice_between_time_and_care() -> None:
     source, target = texture(3), np.roll(texture(3), 2, axis=1)
-    for effort in ("ultrafast", "fast", "medium"):
+    for effort in ("ultrafast", "fast", "light", "medium"):
         found = flow(source, target, effort=effort)
         assert np.median(found[..., 0]) == pytest.approx(2.0, abs=0.2)
 
 
 @given(x=st.integers(-9, 9), y=st.integers(-9, 9), channels=st.sampled_from([None, 1, 3, 7]))
+@settings(deadline=None)
 def test_a_warp_by_whole_pixels_moves_the_picture(x: int, y: int, channels: int | None) -> None:
     random = np.random.default_rng(5)
     image = random.random((20, 30) if channels is None else (20, 30, channels), dtype=np.float32)

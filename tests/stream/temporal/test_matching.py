@@ -7,12 +7,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import Toon
 from toonstream.stream.temporal import matching
-from toonstream.stream.temporal.matching import FlowMatcher, Matcher, PatchMatcher, blended
+from toonstream.stream.temporal.matching import FlowMatcher, Matcher, PatchMatcher, Remapped, blended
 from toonstream.stream.temporal.patchmatch import PatchMatchSettings
 
 
@@ -79,20 +81,73 @@ def test_toons_that_nobody_agrees_with_count_for_less() -> None:
     assert np.abs(blended(compared, own) - own).mean() < np.abs(blended(alone, own) - own).mean()
 
 
+@pytest.mark.parametrize("size", [(64, 48), (640, 480), (30, 22)])
+def test_toons_of_another_size_than_their_sources_are_brought_there_too(size: tuple[int, int]) -> None:
+    """As live streams have them; flow is found at half of the toon's size, whatever the source's."""
+    frames = [seen_from(1, index, 4 * index) for index in range(2)]
+    target, other = (
+        replace(drawn(frame), toon=replace(frame, image=cv2.resize(255 - frame.image, size)))
+        for frame in frames
+    )
+    remapped = FlowMatcher().remap(target.source, [other])
+    assert remapped.styles.shape == (1, size[1], size[0], 3)
+    assert remapped.weights.shape == (1, size[1], size[0])
+    middle = slice(size[1] // 6, -size[1] // 6), slice(size[0] // 6, -size[0] // 6)
+    assert np.abs(remapped.styles[0] - target.toon.image)[middle].mean() < 5.0
+    assert remapped.weights[0][middle].mean() > 0.85
+
+
+def test_colours_of_the_same_brightness_are_told_apart() -> None:
+    """Flow is found on grey, and what has another colour there is not what it takes it for."""
+    red, green = (np.full((48, 64, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 102, 0)))
+    assert cv2.cvtColor(red, cv2.COLOR_RGB2GRAY)[0, 0] == cv2.cvtColor(green, cv2.COLOR_RGB2GRAY)[0, 0]
+    frames = [
+        Frame(index=index, pts=index, time_base=Fraction(1, 24), image=image)
+        for index, image in enumerate((red, green))
+    ]
+    assert FlowMatcher().remap(frames[0], [drawn(frames[1])]).weights.max() < 0.1
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 3), weight=st.floats(0.0, 4.0))
+@settings(max_examples=30, deadline=None)
+def test_toons_are_blended_by_weight_in_all_but_their_finest_details(
+    seed: int, count: int, weight: float
+) -> None:
+    random = np.random.default_rng(seed)
+    own = random.integers(0, 256, (12, 20, 3), np.uint8)
+    same = np.stack([own] * count).astype(np.float32)
+    weights = np.full((count, 12, 20), weight, np.float32)
+    assert np.abs(blended(Remapped(styles=same, weights=weights), own) - own).max() < 1e-3
+    brighter = blended(Remapped(styles=same + 40, weights=weights), own)  # not a detail
+    assert np.allclose(brighter, own + 40 * count * weight / (1 + count * weight), atol=1e-3)
+    others = Remapped(styles=random.uniform(0, 255, same.shape).astype(np.float32), weights=weights)
+    assert np.array_equal(blended(replace(others, weights=0 * weights), own), own)
+    result = blended(others, own)
+
+    def detail(picture: NDArray[np.float32]) -> float:
+        return float(np.square(cv2.Laplacian(picture, cv2.CV_32F)).mean())
+
+    mean = own + (weights[..., None] * (others.styles - own)).sum(axis=0) / (1 + count * weight)
+    assert detail(result) >= detail(mean.astype(np.float32)) - 1e-3
+
+
 def test_flows_are_found_once_for_both_ways_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[int, int]] = []
     monkeypatch.setattr(
         matching,
         "flow",
-        lambda one, other, effort: (
-            found.append((one[0, 0, 0], other[0, 0, 0])) or np.zeros((4, 4, 2), np.float32)
-        ),
+        lambda one, other, effort: found.append((one[0, 0], other[0, 0])) or np.zeros((4, 4, 2), np.float32),
     )
     frames = [
         Frame(index=index, pts=index, time_base=Fraction(1, 24), image=np.full((4, 4, 3), index, np.uint8))
-        for index in range(5)
+        for index in range(9)
     ]
-    matcher = FlowMatcher(remembered=4)
-    for target, source in ((0, 1), (1, 0), (0, 1), (2, 3), (3, 4), (0, 1)):
+    matcher = FlowMatcher(reach=1)
+    pairs = ((0, 1), (1, 0), (0, 1), (2, 3), (3, 4), (4, 5), (5, 6), (0, 1))
+    for target, source in pairs:
         matcher.remap(frames[target], [drawn(frames[source])])
-    assert found == [(0, 1), (1, 0), (2, 3), (3, 2), (3, 4), (4, 3), (0, 1), (1, 0)]
+    assert found == [
+        flow for pair in ((0, 1), (2, 3), (3, 4), (4, 5), (5, 6), (0, 1)) for flow in (pair, pair[::-1])
+    ]
+    shrunk = matcher._small._values
+    assert len(shrunk) <= 5
