@@ -4,12 +4,16 @@
 
 A model that was assembled into the cache has the graph beside its own weights, and needs no copy. A file gets
 its name when it is whole, by one rename; of two processes that export at once, the first one's stays.
+What was used least lately goes when a graph is added and the folder gets too large.
 """
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -26,6 +30,8 @@ __all__ = ["with_reference"]
 _VERSION = 1  # of what is written; another one makes other keys
 _KEY_LENGTH = 16  # hexadecimal digits
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_LIMIT = 8 << 30  # bytes that the folder may take: three networks of full size
+_AT_WORK = 3600.0  # seconds that what was just used is left alone: engines may be built from it, elsewhere
 
 Say = Callable[[str], None]
 
@@ -63,6 +69,8 @@ def _exported(model: Model, source: NetworkSource, precision: Precision, say: Sa
     final = weights.with_name(f"reference-{key}.onnx") if beside else graphs / f"{model.defaults.name}-{key}"
     file = final if beside else final / "model.onnx"
     if file.is_file():
+        with suppress(OSError):  # not ours to touch
+            os.utime(file.parent)
         return file
     from toonstream.export.onnx import export_network
 
@@ -81,7 +89,26 @@ def _exported(model: Model, source: NetworkSource, precision: Precision, say: Sa
             raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
+    _prune(graphs, limit=_LIMIT, now=time.time())
     return file
+
+
+def _prune(graphs: Path, *, limit: int, now: float) -> None:
+    """Remove those used least lately, as far as all together are more than `limit` bytes.
+
+    What killed processes left goes likewise; what may still be at work stays.
+    """
+    found = []
+    for folder in graphs.iterdir():
+        with suppress(OSError):  # another process was quicker
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            found.append((folder.stat().st_mtime, size, folder))
+    total = 0
+    for used, size, folder in sorted(found, reverse=True):
+        total += size
+        dead = folder.name.startswith(".") or total > limit
+        if dead and now - used > _AT_WORK:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(model: Model, weights: Path, precision: Precision) -> str:

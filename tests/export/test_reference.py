@@ -1,6 +1,8 @@
 """The graph of the UNet that attends to the past: exported once, into the cache, and the same everywhere."""
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +183,46 @@ def test_of_two_processes_the_first_ones_stays(
     assert found is not None
     assert found.read_bytes() != b"late"
     assert list(graphs.iterdir()) == [found.parent]
+
+
+def test_the_cache_is_bounded_and_the_latest_used_stay(
+    model: Model, source: NetworkSource, caching: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOONSTREAM_CACHE", str(tmp_path))
+    graphs = tmp_path / "graphs"
+    now, hour, megabyte = time.time(), 3600.0, 1 << 20
+    ages = {"old": 9, "older": 12, ".left-by-a-killed-process": 2, ".of-another-process": 0.5, "oldest": 99}
+    for name, hours in ages.items():
+        (graphs / name).mkdir(parents=True)
+        (graphs / name / "weights").write_bytes(bytes(megabyte))
+        os.utime(graphs / name, (now - hours * hour,) * 2)
+
+    def left(limit: int) -> set[str]:
+        reference._prune(graphs, limit=limit, now=now)
+        return {folder.name for folder in graphs.iterdir()}
+
+    assert left(limit=100 * megabyte) == {"old", "older", "oldest", ".of-another-process"}
+    assert left(limit=3 * megabyte) == {"old", "older", ".of-another-process"}
+    os.utime(graphs / "older", (now, now))  # was used again
+    assert left(limit=2 * megabyte) == {"older", ".of-another-process"}
+    assert left(limit=0) == {"older", ".of-another-process"}  # which may both be at work
+
+    # Making one prunes, and using one counts.
+    shutil.rmtree(graphs)
+    assert source.onnx is not None
+    (graphs / "old").mkdir(parents=True)
+    os.utime(graphs / "old", (0, 0))
+    monkeypatch.setattr(reference, "_LIMIT", -1)
+    monkeypatch.setattr(
+        "toonstream.export.onnx.export_network",
+        lambda module, path, weights, precision: path.write_bytes(b"graph"),
+    )
+    found = with_reference(model, engine="onnxruntime").sources["unet_reference"].onnx
+    assert found is not None
+    assert list(graphs.iterdir()) == [found.parent]
+    os.utime(found.parent, (0, 0))
+    with_reference(model, engine="onnxruntime")
+    assert found.parent.stat().st_mtime > now - 1
 
 
 def test_the_shipped_model_carries_no_graph_of_it() -> None:

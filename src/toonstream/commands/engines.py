@@ -22,6 +22,7 @@ __all__ = ["run"]
 
 _SIZE = "512x512"  # of frames, where none is asked for
 _GUIDED = 2.0  # a guidance that needs both sides
+_ANY_PICTURE = Path()  # engines are the same for all
 _DAY = 86400.0  # seconds
 _GB = 1e9  # bytes
 _LINE_SECONDS = 2.0  # between two lines of a build's progress
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--stride", type=int, metavar="N", help="frames from window to window")
     add("--mode", choices=get_args(Mode), metavar="M", help=" | ".join(get_args(Mode)))
     add("--guided", action="store_true", help="for guidance above 1, whatever the model's")
+    add("--remember", type=int, metavar="N", help="frames of the past that frames attend to")
+    add("--reference", action="store_true", help="for a picture that they attend to")
     add("--networks", metavar="A,B", help="only these, such as unet,vae_decoder")
     add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for each network (3600)")
     add("--tolerance", type=float, metavar="X", help="largest relative error that passes")
@@ -127,8 +130,8 @@ def _build(options: argparse.Namespace) -> int:
             f"{name} needs no building ahead: render with --engine {name}, or build {' or '.join(FLAVOURS)}"
         )
     tell = _Teller()
-    model = _open(options, name, tell)
-    engine = _tensorrt(name, model, options, _envelope(model, options), tell)
+    model, envelope = _open(options, name, tell)
+    engine = _tensorrt(name, model, options, envelope, tell)
     for source in _networks(model, options):
         before = time.monotonic()
         stored = engine.build(source)
@@ -148,8 +151,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     name = engine_name(options.engine or "auto")
     tell = _Teller()
-    model = _open(options, name, tell)
-    envelope = _envelope(model, options)
+    model, envelope = _open(options, name, tell)
     engine = (
         _tensorrt(name, model, options, envelope, tell) if name in FLAVOURS else open_engine(name, say=tell)
     )
@@ -191,12 +193,48 @@ def _prune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open(options: argparse.Namespace, engine: str, say: Callable[[str], None]) -> "Model":
+def _open(options: argparse.Namespace, engine: str, say: Callable[[str], None]) -> tuple["Model", "Envelope"]:
+    """Give the model, with those networks that a stream of these settings runs, and what it asks of them.
+
+    The stream itself says what that is.
+    """
     from toonstream.export.assemble import load_model
+    from toonstream.export.reference import with_reference
+    from toonstream.stream.live.settings import LiveSettings
+    from toonstream.stream.serving import live_envelope, stream_envelope
 
     if options.model is None:
         raise SettingError("name a model, such as toonlet; see toonstream engines --help")
-    return load_model(options.model, engine=engine, say=say)
+    if options.live and (options.remember or options.reference):
+        raise SettingError("live streams attend to no past and no picture; leave out --live, or the others")
+    asked = Settings(
+        steps=options.steps,
+        window=options.window,
+        stride=options.stride,
+        mode=options.mode,
+        remember=options.remember,
+        reference=_ANY_PICTURE if options.reference else None,
+    )
+    model = load_model(options.model, engine=engine, say=say)
+    guidance = max(_GUIDED, model.defaults.guidance) if options.guided else None
+    if options.live:
+        live = LiveSettings(
+            steps=asked.steps,
+            window=asked.window,
+            stride=asked.stride,
+            mode=asked.mode,
+            guidance=guidance,
+        )
+        size = live.size if options.size is None else Size.parse(options.size)
+        return model, live_envelope(model, replace(live, size=size))
+    chosen = replace(asked, guidance=guidance).resolve(model.defaults)
+    size = Size.parse(options.size or _SIZE)
+    envelope = stream_envelope(model, chosen, size=size.exact or (size.short, size.short))
+    if chosen.attends:
+        model = with_reference(model, engine=engine, say=say)
+        kept = {name: source for name, source in model.sources.items() if name != "unet"}
+        model = replace(model, sources=kept)
+    return model, envelope
 
 
 def _networks(model: "Model", options: argparse.Namespace) -> list["NetworkSource"]:
@@ -208,28 +246,6 @@ def _networks(model: "Model", options: argparse.Namespace) -> list["NetworkSourc
             known = ", ".join(model.sources)
             raise SettingError(f"{model.defaults.name} has no network {name!r}; it has {known}")
     return [model.sources[name] for name in names]
-
-
-def _envelope(model: "Model", options: argparse.Namespace) -> "Envelope":
-    """What a stream of these settings asks of its networks: the stream itself says so."""
-    from toonstream.stream.live.settings import LiveSettings
-    from toonstream.stream.serving import live_envelope, stream_envelope
-
-    asked = Settings(steps=options.steps, window=options.window, stride=options.stride, mode=options.mode)
-    guidance = max(_GUIDED, model.defaults.guidance) if options.guided else None
-    if options.live:
-        live = LiveSettings(
-            steps=asked.steps,
-            window=asked.window,
-            stride=asked.stride,
-            mode=asked.mode,
-            guidance=guidance,
-        )
-        size = live.size if options.size is None else Size.parse(options.size)
-        return live_envelope(model, replace(live, size=size))
-    chosen = replace(asked, guidance=guidance).resolve(model.defaults)
-    size = Size.parse(options.size or _SIZE)
-    return stream_envelope(model, chosen, size=size.exact or (size.short, size.short))
 
 
 def _tensorrt(
