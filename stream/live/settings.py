@@ -4,7 +4,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from toonstream.config import MAX_SEED, LoraChoice, Mode, ModelDefaults, RenderSettings, Settings, Size
+from toonstream.config import (
+    MAX_SEED,
+    Deflickering,
+    LoraChoice,
+    Mode,
+    ModelDefaults,
+    RenderSettings,
+    Settings,
+    Size,
+)
 from toonstream.errors import SettingError
 
 __all__ = ["MAX_LATENCY", "MIN_LATENCY", "LiveSettings", "Plan", "parse_latency"]
@@ -35,6 +44,9 @@ class LiveSettings:
         blend: windows over which a change of words or of LoRAs is spread, 0 or more.
         skip: frames that differ from the last one drawn by at most so many levels of 255 have its toon, see
             `stream.temporal.skipping`; None draws all.
+        deflicker: "off", or blend each toon with the last one, see `stream.temporal.steadying`; all other
+            words mean the same here, as a live stream waits for no later frame. Given up before anything else
+            for the sake of a promise.
 
     Raises:
         SettingError: a number is out of range.
@@ -55,6 +67,7 @@ class LiveSettings:
     loras: tuple[LoraChoice, ...] = ()
     blend: int = 4
     skip: float | None = None
+    deflicker: Deflickering | None = None
 
     def __post_init__(self) -> None:
         self._asked()
@@ -74,7 +87,11 @@ class LiveSettings:
             SettingError: the style is not one of the model's, or the numbers do not fit together.
         """
         render = self._asked().resolve(defaults)
-        return replace(render, mode="wavefront") if render.mode == "skewed" else render
+        return replace(
+            render,
+            mode="wavefront" if render.mode == "skewed" else render.mode,
+            deflicker="off" if render.deflicker == "off" else "causal",
+        )
 
     def _asked(self) -> Settings:
         if not 0 <= self.seed <= MAX_SEED:
@@ -91,6 +108,7 @@ class LiveSettings:
             guidance=self.guidance,
             seed=self.seed,
             skip=self.skip,
+            deflicker=self.deflicker,
             loras=tuple(sorted(lora for lora in self.loras if lora.weight)),
         )
 
@@ -109,6 +127,7 @@ class Plan:
         every: of the captured frames every so-manieth is kept, 1 or more.
         shared_noise: part of the noise that is the same in all frames, 0 to 1; the model's choice.
         fusion: how much frames share of what they would look like, 0 to 1; the model's choice.
+        steady: toons are deflickered on their way out.
     """
 
     size: tuple[int, int]
@@ -120,6 +139,7 @@ class Plan:
     every: int = 1
     shared_noise: float = 0.0
     fusion: float = 0.0
+    steady: bool = False
 
     def facts(self) -> Mapping[str, object]:
         """Ready for JSON."""
@@ -131,7 +151,8 @@ class Plan:
         windows = f"window {self.window}, stride {self.stride}"
         if self.mode == "anchored":
             windows = f"window {self.window}, {self.window - self.stride} of it anchored"
-        return f"{width}x{height}, {self.steps} steps, {windows}{kept}"
+        steady = ", deflickered" if self.steady else ""
+        return f"{width}x{height}, {self.steps} steps, {windows}{kept}{steady}"
 
 
 def parse_latency(text: str) -> float:

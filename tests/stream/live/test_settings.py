@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from toonstream.config import Size
@@ -59,3 +61,13 @@ def test_a_live_stream_is_anchored_or_a_wavefront(live):
     assert (anchored.mode, anchored.window, anchored.stride) == ("anchored", 8, 5)
     with pytest.raises(SettingError, match="overlap 8"):
         LiveSettings(mode="anchored", window=8, overlap=8)
+
+
+def test_a_live_stream_is_deflickered_by_what_was_sent_or_not_at_all(live):
+    flickering = replace(live.defaults, deflicker="balanced")
+    assert LiveSettings().resolve(flickering).deflicker == "causal"
+    assert LiveSettings(deflicker="off").resolve(flickering).deflicker == "off"
+    assert LiveSettings().resolve(replace(live.defaults, deflicker="off")).deflicker == "off"
+    assert LiveSettings(deflicker="accurate").resolve(live.defaults).deflicker == "causal"
+    plan = Plan(size=(512, 384), steps=1, window=4, stride=3, steady=True)
+    assert str(plan) == "512x384, 1 steps, window 4, stride 3, deflickered"
