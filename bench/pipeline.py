@@ -24,7 +24,8 @@ from toonstream.demo import Scene, write_scene
 from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import Model, open_model, shipped_model
-from toonstream.stream.beside import AT_ONCE, load_beside
+from toonstream.stream.ahead import AT_ONCE
+from toonstream.stream.beside import load_beside
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.pipeline import Progress, run

@@ -92,17 +92,21 @@ class Compiler:
         ahead = self._ahead.pop(path, None) if change is None else None
         return self._read(name, path, change) if ahead is None else ahead.result()
 
-    def read_ahead(self, name: str, path: Path) -> "Graph":
-        """Read a file that `read` will be asked for; that waits for it where it is not done by then.
+    def read_ahead(self, name: str, path: Path) -> "Callable[[], Graph]":
+        """Promise to read a file that `read` will be asked for; from then on that waits for it.
 
-        Raises:
-            EngineError: OpenVINO cannot read it; `read` will say so, too.
+        Returns:
+            What reads it, to be called once, on any thread; it raises what `read` will.
         """
         made: Future[Graph] = Future()
         self._ahead[path] = made
-        with _settling(made):
-            made.set_result(self._read(name, path, None))
-        return made.result()
+
+        def read() -> Graph:
+            with _settling(made):
+                made.set_result(self._read(name, path, None))
+            return made.result()
+
+        return read
 
     def _read(self, name: str, path: Path, change: Callable[[Any], None] | None) -> "Graph":
         try:
@@ -144,17 +148,13 @@ class Graph:
         """Look in a store before compiling, and keep there what was compiled; the key lacks the shapes."""
         self._store, self._key = store, key
 
-    def shapes(self, by_name: Mapping[str, tuple[int, ...]]) -> Shapes:
-        """Put the inputs' shapes in order."""
-        return tuple(tuple(by_name[port.name]) for port in self.inputs)
-
-    def shapes_given(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    def shapes_given(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Say what shapes the outputs have for inputs of these shapes, without compiling.
 
         Raises:
             EngineError: OpenVINO refuses these shapes.
         """
-        outputs = zip(self.outputs, self._reshaped(shapes).outputs, strict=True)
+        outputs = zip(self.outputs, self._reshaped(self._in_order(shapes)).outputs, strict=True)
         return {port.name: tuple(output.shape) for port, output in outputs}
 
     def compiled(self, shapes: Shapes) -> Any:
@@ -173,19 +173,27 @@ class Graph:
         self._keep(shapes, compiled)
         return compiled
 
-    def compile_ahead(self, shapes: Shapes) -> None:
-        """Compile for shapes that `compiled` will be asked for; that waits where it is not done by then.
+    def compile_ahead(self, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[], None]:
+        """Promise to compile for shapes that `compiled` will be asked for; from then on that waits for it.
 
-        Raises:
-            EngineError: OpenVINO refuses the network or these shapes; `compiled` will say so, too.
+        Returns:
+            What compiles, to be called once, on any thread; it raises what `compiled` will.
         """
         made: Future[Any] = Future()
-        self._ahead[shapes] = made
-        with _settling(made):
-            kept = self._kept(shapes)
-            made.set_result(self._compile(shapes) if kept is None else kept)
-        if kept is None:  # whoever waits need not wait for this
-            self._keep(shapes, made.result())
+        ordered = self._in_order(shapes)
+        self._ahead[ordered] = made
+
+        def compile_() -> None:
+            with _settling(made):
+                kept = self._kept(ordered)
+                made.set_result(self._compile(ordered) if kept is None else kept)
+            if kept is None:  # nobody need wait for this
+                self._keep(ordered, made.result())
+
+        return compile_
+
+    def _in_order(self, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
+        return tuple(tuple(shapes[port.name]) for port in self.inputs)
 
     def _kept(self, shapes: Shapes) -> Any:
         found = None if self._store is None else self._store.find({**self._key, "shapes": shapes})

@@ -66,10 +66,14 @@ class OpenVinoEngine:
 
 
 class OpenVinoNetwork:
-    """A network that OpenVINO has read. Not to be called by two threads at a time; another may prepare."""
+    """A network that OpenVINO has read. Not to be called by two threads at a time; another may prepare.
+
+    Attributes:
+        graph: the network, to be compiled for other shapes ahead.
+    """
 
     def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+        self.graph = graph
         self._requests: OrderedDict[Shapes, Future[Any]] = OrderedDict()
         self._lock = threading.Lock()  # on the requests
         self.inputs = tuple(map(_spec, graph.inputs))
@@ -82,14 +86,6 @@ class OpenVinoNetwork:
             EngineError: OpenVINO refuses the network or these shapes.
         """
         self._request(self._shapes(tensors))
-
-    def shapes_given(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """Say what shapes the outputs have for tensors of these shapes, without compiling.
-
-        Raises:
-            EngineError: OpenVINO refuses these shapes.
-        """
-        return self._graph.shapes_given(self._shapes(tensors))
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once, on CPU tensors.
@@ -126,7 +122,7 @@ class OpenVinoNetwork:
         if waiting is not None:  # another thread may still be at it
             return waiting.result()
         try:
-            made.set_result(self._graph.compiled(shapes).create_infer_request())
+            made.set_result(self.graph.compiled(shapes).create_infer_request())
         except BaseException as error:
             made.set_exception(error)
             with self._lock:

@@ -5,10 +5,9 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from toonstream.engines.compiled import CompiledStore
+from toonstream.engines.compiling import Compiler, usual_compiler
 from toonstream.engines.engine import Engine
 from toonstream.engines.memory import gpu_too_old
-from toonstream.engines.store import cache_folder
 from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import EngineError
@@ -80,6 +79,7 @@ def open_engine(
     shapes: Shapes | None = None,
     model: str = "",
     at_once: int = 1,
+    compiler: Compiler | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """Open an engine by name.
@@ -89,6 +89,7 @@ def open_engine(
         shapes: of the networks; the engines that build ahead have to be told.
         model: put before each network's name where people read it.
         at_once: networks that will run at a time; OpenVINO gives each its share of the cores.
+        compiler: of OpenVINO, one that has begun for so many at a time; None makes one.
         say: is told how far builds are.
 
     Raises:
@@ -103,7 +104,7 @@ def open_engine(
         case "openvino":
             from toonstream.engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine(compiled=CompiledStore(cache_folder() / "openvino"), at_once=at_once)
+            return OpenVinoEngine(compiler=compiler or usual_compiler(at_once))
         case "onnxruntime":
             from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 

@@ -1,39 +1,206 @@
 """Networks compiled before they are needed, beside those that are needed first.
 
-The UNet takes longest to compile, and is needed last: a window of frames has to be there. What it will be
-called with follows from the settings, and from the shapes that the networks before it give.
+What they will be called with follows from the settings, from the clip's size, and from the shapes that the
+networks before them give. A run of the shipped model begins with all of them while Python still imports
+torch, which nothing here needs; other models have the UNet compiled, which takes longest and is needed last,
+while the rest is loaded and the first frames come in.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
 
-import torch
-from torch import Tensor
+from toonstream.config import RenderSettings, Settings
+from toonstream.engines.compiling import Compiler, Graph, usual_compiler
+from toonstream.engines.onnx_file import onnx_file
+from toonstream.errors import EngineError, ToonstreamError
+from toonstream.export.checkpoints import open_model, shipped_model
+from toonstream.stream.sizes import padded_size, rendered_size
+from toonstream.stream.sources.file import FileSource
 
-from toonstream.engines.engine import Network, Preparing
-from toonstream.errors import EngineError
+__all__ = [
+    "AT_ONCE",
+    "Calls",
+    "HeadStart",
+    "begin",
+    "controlnet_frames",
+    "prepare_unet",
+]
 
-__all__ = ["prepare_unet"]
+AT_ONCE = 2  # networks that run at a time, most of the time: the window's, and one of the others
+
+_SURE_BYTES = 75  # of a prompt that is one chunk of tokens, whatever it says
+_GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # where these are, `auto` may well be torch
+
+HeadStart: TypeAlias = Future[Compiler | None]
+"""The compiler that has begun, once it is settled with what; None where nothing came of it."""
+
+_Named: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """What a stream calls its networks with, most of the time: shapes, by the names of the inputs.
+
+    Attributes:
+        size: (width, height) that frames are padded to, in pixels.
+        window: frames that the UNet gets.
+        frames: that a ControlNet gets, on all sides.
+        sides: 2 with guidance, else 1.
+        text: (tokens, width) of an encoded prompt.
+        channels: of the latents.
+    """
+
+    size: tuple[int, int]
+    window: int
+    frames: int
+    sides: int
+    text: tuple[int, int]
+    channels: int
+
+    def hint(self) -> _Named:
+        """Of a network that embeds hints."""
+        return {"hint": (1, 3, self.size[1], self.size[0])}
+
+    def decoder(self, embedding: tuple[int, ...]) -> _Named:
+        """Of the decoder, where embeddings of hints have this shape."""
+        return {"latents": (1, self.channels, *embedding[-2:])}
+
+    def controlnet(self, embedding: tuple[int, ...]) -> _Named:
+        """Of a ControlNet, where embeddings of hints have this shape."""
+        return {
+            "sample": (self.frames, self.channels, *embedding[-2:]),
+            "timestep": (self.frames,),
+            "text": (self.frames, *self.text),
+            "embedding": (self.frames, *embedding[1:]),
+        }
+
+    def unet(self, embedding: tuple[int, ...], residuals: _Named) -> _Named:
+        """Of the UNet, where a ControlNet gives residuals of these shapes for it."""
+        return {
+            "sample": (self.sides, self.window, self.channels, *embedding[-2:]),
+            "timestep": (self.sides,),
+            "text": (self.sides, *self.text),
+            **{name: (self.sides, self.window, *shape[1:]) for name, shape in residuals.items()},
+        }
+
+
+def controlnet_frames(settings: RenderSettings) -> int:
+    """How many frames a ControlNet gets, on all sides, when a stride of new ones has come in."""
+    levels = settings.steps if settings.mode == "skewed" else 1
+    return _sides(settings) * levels * settings.stride
+
+
+def begin(clip: Path, settings: Settings) -> HeadStart | None:
+    """Begin to compile what a run will need, on threads of its own, where that is known without torch.
+
+    Nothing depends on it: what is not done when it is needed is waited for, and what is not as expected is
+    compiled when it is called. What is wrong with the clip or the settings is told by the run itself.
+
+    Returns:
+        What the run gives its engine; None where that will not be OpenVINO, or the networks not those of the
+        shipped model as they are.
+    """
+    if not _is_foreseen(settings):
+        return None
+    with suppress(EngineError):
+        compiler = usual_compiler(AT_ONCE)
+        threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="toonstream-ahead")
+        return threads.submit(_begin, compiler, clip, settings, threads)
+    return None
+
+
+def _is_foreseen(settings: Settings) -> bool:
+    words = len(f"{settings.style} style, {settings.prompt}".encode())
+    against = len((settings.negative_prompt or "").encode())
+    plain = settings.model is None and not settings.loras
+    attends = bool(settings.remember) or settings.reference is not None
+    engine = settings.engine == "openvino" or (
+        settings.engine == "auto" and not any(path.exists() for path in _GPUS)
+    )
+    return plain and not attends and engine and max(words, against) <= _SURE_BYTES
+
+
+def _begin(
+    compiler: Compiler, clip: Path, settings: Settings, threads: ThreadPoolExecutor
+) -> Compiler | None:
+    """Settle what to compile, and have it done: the UNet on one thread, all else on the other."""
+    try:
+        unet, *others = _promises(compiler, clip, settings, threads)
+        for jobs in ([unet], others):
+            threads.submit(_work_off, jobs)
+    except ToonstreamError:
+        return None
+    else:
+        return compiler
+    finally:
+        threads.shutdown(wait=False)
+
+
+def _promises(
+    compiler: Compiler, clip: Path, settings: Settings, threads: ThreadPoolExecutor
+) -> list[Callable[[], None]]:
+    """Read the networks, and give what compiles them: the UNet, and then the others as they are needed."""
+    model = open_model(shipped_model())
+    choices = settings.resolve(model.defaults)
+    hints = list(model.defaults.controlnets)
+    names = ["text_encoder", *(f"{kind}_{hint}" for kind in ("hint", "controlnet") for hint in hints)]
+    reads = {
+        name: compiler.read_ahead(name, onnx_file(model.sources[name]))
+        for name in ("unet", *names, "vae_decoder")
+    }
+    unet = threads.submit(reads.pop("unet"))
+    with FileSource(clip, start=settings.start, duration=settings.duration) as source:
+        size = padded_size(rendered_size(settings, model.defaults, source.info), model.size_multiple)
+    graphs = {name: read() for name, read in reads.items()}
+    words = graphs["text_encoder"].inputs[0]
+    tokens, width = graphs["text_encoder"].shapes_given({words.name: (1, int(words.shape[1]))})[
+        "hidden_states"
+    ][1:]
+    calls = Calls(
+        size=size,
+        window=choices.window,
+        frames=controlnet_frames(choices),
+        sides=_sides(choices),
+        text=(tokens, width),
+        channels=model.latent_channels,
+    )
+    embedding = graphs[f"hint_{hints[0]}"].shapes_given(calls.hint())["embedding"]
+    residuals = graphs[f"controlnet_{hints[0]}"].shapes_given(calls.controlnet(embedding))
+    wanted = {
+        "text_encoder": {words.name: (1, tokens)},
+        **{f"hint_{hint}": calls.hint() for hint in hints},
+        **{f"controlnet_{hint}": calls.controlnet(embedding) for hint in hints},
+        "vae_decoder": calls.decoder(embedding),
+    }
+    return [
+        unet.result().compile_ahead(calls.unet(embedding, residuals)),
+        *(graphs[name].compile_ahead(shapes) for name, shapes in wanted.items()),
+    ]
+
+
+def _work_off(jobs: Iterable[Callable[[], None]]) -> None:
+    for job in jobs:
+        with suppress(EngineError):  # whoever needs it is told
+            job()
+
+
+def _sides(settings: RenderSettings) -> int:
+    return 2 if settings.guidance > 1.0 else 1
 
 
 @runtime_checkable
-class _Compiled(Preparing, Protocol):
+class _Compiled(Protocol):
     """A network that is compiled for the shapes of its inputs."""
 
-    def shapes_given(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]: ...
+    graph: Graph
 
 
-def prepare_unet(
-    networks: Mapping[str, Network],
-    *,
-    hint: str,
-    size: tuple[int, int],
-    text: Tensor,
-    window: int,
-    channels: int,
-) -> threading.Thread | None:
+def prepare_unet(networks: Mapping[str, object], calls: Calls, *, hint: str) -> threading.Thread | None:
     """Begin to compile the UNet for the first window, on a thread of its own.
 
     Nothing depends on it: a window that comes sooner waits for it, and one of another shape is compiled for
@@ -41,11 +208,8 @@ def prepare_unet(
 
     Args:
         networks: as the engine loaded them: `unet`, and `hint_NAME` and `controlnet_NAME`.
+        calls: how they will be called.
         hint: NAME of any of these.
-        size: (width, height) that frames are padded to, in pixels.
-        text: the prompt, (sides, tokens, D).
-        window: frames in the first window.
-        channels: of the latents.
 
     Returns:
         The thread, or None where the engine does not compile for shapes.
@@ -53,27 +217,13 @@ def prepare_unet(
     embed, control, unet = networks[f"hint_{hint}"], networks[f"controlnet_{hint}"], networks["unet"]
     if not (isinstance(embed, _Compiled) and isinstance(control, _Compiled) and isinstance(unet, _Compiled)):
         return None
-    sides = len(text)
+    graphs = embed.graph, control.graph, unet.graph
 
     def prepare() -> None:
         with suppress(EngineError):
-            embedding = embed.shapes_given({"hint": torch.empty(1, 3, size[1], size[0])})["embedding"]
-            height, width = embedding[-2:]
-            common = {"timestep": torch.empty(sides), "text": text}
-            residuals = control.shapes_given(
-                {
-                    **common,
-                    "sample": torch.empty(sides, channels, height, width),
-                    "embedding": torch.empty(sides, *embedding[1:]),
-                }
-            )
-            unet.prepare(
-                {
-                    **common,
-                    "sample": torch.empty(sides, window, channels, height, width),
-                    **{name: torch.empty(sides, window, *shape[1:]) for name, shape in residuals.items()},
-                }
-            )
+            embedding = graphs[0].shapes_given(calls.hint())["embedding"]
+            residuals = graphs[1].shapes_given(calls.controlnet(embedding))
+            graphs[2].compile_ahead(calls.unet(embedding, residuals))()
 
     thread = threading.Thread(target=prepare, name="toonstream-ahead")
     thread.start()

@@ -17,9 +17,7 @@ from toonstream.stream.clock import Stopwatch, TimedNetwork
 from toonstream.stream.conditions import Conditioned
 from toonstream.stream.stylizer import Decode, Stylizer, Toon, load_stylizer
 
-__all__ = ["AT_ONCE", "Beside", "load_beside"]
-
-AT_ONCE = 2  # networks that run at a time, most of the time: the window's, and one of the others
+__all__ = ["Beside", "load_beside"]
 
 
 class Beside:
@@ -74,7 +72,7 @@ def load_beside(
     *,
     engine: Engine,
     stopwatch: Stopwatch,
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
 ) -> Beside | Stylizer:
     """Load a model's networks and read the prompt, as `load_stylizer` does, whose stylizer it may give, too.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from toonstream.errors import ModelError
 from toonstream.export.outline import OutlineExtractor
 from toonstream.stream.frame import Frame
+from toonstream.stream.sizes import padded_size
 
 __all__ = ["Conditioned", "Conditions", "as_image", "padded_size"]
 
@@ -72,12 +73,6 @@ class Conditions:
         )
         hints = {name: _as_hint(paint(padded)) for name, paint in self._painters.items()}
         return Conditioned(frame=replace(frame, image=image), hints=hints)
-
-
-def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Round (width, height) up to multiples; the output is cropped back."""
-    width, height = size
-    return -(-width // multiple) * multiple, -(-height // multiple) * multiple
 
 
 def as_image(picture: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from toonstream.config import Settings, Size
+from toonstream.config import Settings
 from toonstream.engines.select import engine_name
 from toonstream.errors import OutputError, ToonstreamError
 from toonstream.export.assemble import load_model
 from toonstream.export.loras import with_loras
 from toonstream.export.reference import with_reference
-from toonstream.stream.beside import AT_ONCE, load_beside
+from toonstream.stream.ahead import AT_ONCE, HeadStart
+from toonstream.stream.beside import load_beside
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import ContactSheet, side_by_side
 from toonstream.stream.conditions import Conditions
@@ -20,6 +21,7 @@ from toonstream.stream.frame import Frame
 from toonstream.stream.pipeline import Progress, run
 from toonstream.stream.serving import open_stream_engine
 from toonstream.stream.sinks.file import FileSink
+from toonstream.stream.sizes import rendered_size
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon
 from toonstream.stream.temporal.cuts import Scenes
@@ -98,6 +100,7 @@ def render_clip(
     output: Path,
     settings: Settings,
     *,
+    begun: HeadStart | None = None,
     started: Callable[[Mapping[str, object]], None] = lambda facts: None,
     observe: Callable[[Progress], None] = lambda progress: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -110,6 +113,7 @@ def render_clip(
         output: what to write; an existing file is replaced only by a whole result, or by what was committed
             until a stop.
         settings: what the user asks for.
+        begun: what `ahead.begin` gave for this clip and these settings.
         started: told once, when clip and model are open, what will be done.
         observe: told how far it is, see `pipeline.run`.
         stopped: asked whether to end early, see `pipeline.run`.
@@ -133,8 +137,7 @@ def render_clip(
     stopwatch = Stopwatch()
     with FileSource(clip, start=settings.start, duration=settings.duration) as source, ExitStack() as stack:
         info = source.info
-        wanted = settings.size or Size(short=model.defaults.size, cap=True)
-        size = wanted.of(info.width, info.height)
+        size = rendered_size(settings, model.defaults, info)
         width, height = (2 * size[0], size[1]) if settings.side_by_side else size
         sink = stack.enter_context(
             FileSink(
@@ -145,8 +148,13 @@ def render_clip(
                 sample_aspect_ratio=pixel_aspect(info, size),
             )
         )
-        engine = open_stream_engine(engine_wanted, model, choices, size=size, at_once=AT_ONCE, say=say)
-        stylizer = load_beside(model, choices, engine=engine, stopwatch=stopwatch, size=size)
+        compiler = None if begun is None else begun.result()
+        engine = open_stream_engine(
+            engine_wanted, model, choices, size=size, at_once=AT_ONCE, compiler=compiler, say=say
+        )
+        stylizer = load_beside(
+            model, choices, engine=engine, stopwatch=stopwatch, size=size if compiler is None else None
+        )
         sheet = ContactSheet()
         end = 0.0
         started(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from toonstream.config import MAX_WINDOW, RenderSettings
 from toonstream.engines.background import SwitchableEngine
+from toonstream.engines.compiling import Compiler
 from toonstream.engines.engine import Engine
 from toonstream.engines.onnx_file import onnx_file
 from toonstream.engines.select import engine_name, open_engine
@@ -17,9 +18,9 @@ from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.export.checkpoints import Model
 from toonstream.export.shapes import Envelope, declared_inputs
 from toonstream.export.tokenizer import PromptTokenizer
-from toonstream.stream.conditions import padded_size
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.settings import LiveSettings
+from toonstream.stream.sizes import padded_size
 
 __all__ = [
     "envelope_shapes",
@@ -123,6 +124,7 @@ def open_stream_engine(
     *,
     size: tuple[int, int],
     at_once: int = 1,
+    compiler: Compiler | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """Open an engine for a stream of frames of one size.
@@ -136,13 +138,14 @@ def open_stream_engine(
         settings: how the stream will run them.
         size: (width, height) of its frames, in pixels.
         at_once: networks that will run at a time.
+        compiler: one that has begun for OpenVINO, see `ahead.begin`.
         say: is told how far builds are.
 
     Raises:
         EngineError: the engine is unknown, not installed, or of no use here.
         SettingError: the window is longer than the model knows.
     """
-    return _open(name, model, stream_envelope(model, settings, size=size), say, at_once)
+    return _open(name, model, stream_envelope(model, settings, size=size), say, at_once, compiler)
 
 
 def open_live_networks(
@@ -177,13 +180,19 @@ def open_live_networks(
 
 
 def _open(
-    name: str, model: Model, envelope: Envelope, say: Callable[[str], None], at_once: int = 1
+    name: str,
+    model: Model,
+    envelope: Envelope,
+    say: Callable[[str], None],
+    at_once: int = 1,
+    compiler: Compiler | None = None,
 ) -> Engine:
     engine = open_engine(
         engine_name(name),
         shapes=envelope_shapes(envelope),
         model=model.defaults.name,
         at_once=at_once,
+        compiler=compiler,
         say=say,
     )
     if not isinstance(engine, TensorRtEngine):

@@ -15,13 +15,14 @@ from toonstream.engines.engine import Engine, Network, TensorSpec
 from toonstream.errors import ModelError
 from toonstream.export.checkpoints import Model
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
-from toonstream.stream.ahead import prepare_unet
+from toonstream.stream.ahead import Calls, controlnet_frames, prepare_unet
 from toonstream.stream.batching import EqualBatches
 from toonstream.stream.clock import Stopwatch, TimedNetwork
-from toonstream.stream.conditions import Conditioned, as_image, padded_size
+from toonstream.stream.conditions import Conditioned, as_image
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
+from toonstream.stream.sizes import padded_size
 from toonstream.stream.temporal.attending import load_memory
 from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
@@ -143,7 +144,8 @@ def load_stylizer(
         settings: how to run them.
         engine: what runs them. The networks of a `SwitchableEngine` are replaced between windows.
         stopwatch: is told, under each network's name, how long it is busy.
-        size: (width, height) of the frames to come, in pixels, for an engine that compiles to begin with.
+        size: (width, height) of the frames to come, in pixels, for an engine that compiles to begin with;
+            None where there is nothing to begin.
         embedders: the networks `hint_NAME` by that name, where frames come with their embeddings for hints.
 
     Raises:
@@ -168,8 +170,7 @@ def load_stylizer(
     networks: dict[str, Network] = dict.fromkeys(embedders or (), _Given())
     for name, network in loaded.items():
         if name.startswith("controlnet_") and engine.per_shape:
-            levels = settings.steps if settings.mode == "skewed" else 1
-            network = EqualBatches(network, (1 + guided) * levels * settings.stride)
+            network = EqualBatches(network, controlnet_frames(settings))
         networks[name] = TimedNetwork(network, name, stopwatch)
     networks["unet"] = networks[unet]
     encode = PromptEncoder(
@@ -181,11 +182,15 @@ def load_stylizer(
     if size is not None and not settings.attends:
         prepare_unet(
             {**loaded, **(embedders or {})},
+            Calls(
+                size=padded_size(size, model.size_multiple),
+                window=settings.window,
+                frames=controlnet_frames(settings),
+                sides=1 + len(negative),
+                text=(text.shape[1], text.shape[2]),
+                channels=model.latent_channels,
+            ),
             hint=next(iter(model.defaults.controlnets)),
-            size=padded_size(size, model.size_multiple),
-            text=torch.cat([*negative, text]),
-            window=settings.window,
-            channels=model.latent_channels,
         )
     decoder = Tiled(
         networks["vae_decoder"],

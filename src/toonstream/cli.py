@@ -73,7 +73,7 @@ def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> N
         "--deflicker",
         choices=get_args(Deflickering),
         metavar="D",
-        help="off | balanced | accurate: blend with frames around",
+        help="off | balanced | accurate | causal: blend neighbours",
     )
     add("--deflicker-window", type=int, metavar="N", help="frames on each side, 1 to 30")
     add("--keyframes", type=int, default=1, metavar="K", help="draw every Kth frame, move it to the rest")
@@ -204,14 +204,21 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _render(clip: Path, options: argparse.Namespace, settings: Settings, interrupt: Interrupt) -> int:
-    from toonstream.progress import make_reporter
-    from toonstream.stream.render import render_clip
+    from toonstream.commands.garbage import left_alone
+
+    with left_alone():
+        from toonstream.stream.ahead import begin
+
+        begun = begin(clip, settings)  # networks compile while torch is imported
+        from toonstream.progress import make_reporter
+        from toonstream.stream.render import render_clip
 
     reporter = make_reporter(quiet=options.quiet, machine_readable=options.json)
     rendered = render_clip(
         clip,
         options.output or clip.with_name(f"{clip.stem}.toon.mp4"),
         settings,
+        begun=begun,
         started=reporter.start,
         observe=reporter.progress,
         stopped=lambda: interrupt.number is not None,

@@ -23,7 +23,7 @@ def load(toy: NetworkSource, store: CompiledStore, monkeypatch: pytest.MonkeyPat
     """The network, and a list that grows by every compilation."""
     network = OpenVinoEngine(compiled=store, **options).load(toy)
     compiled = []
-    core = network._graph._core
+    core = network.graph._core
 
     class Core:
         def compile_model(self, *words):
@@ -33,7 +33,7 @@ def load(toy: NetworkSource, store: CompiledStore, monkeypatch: pytest.MonkeyPat
         def import_model(self, *words):
             return core.import_model(*words)
 
-    monkeypatch.setattr(network._graph, "_core", Core())
+    monkeypatch.setattr(network.graph, "_core", Core())
     return network, compiled
 
 
@@ -173,5 +173,6 @@ def test_output_shapes_are_known_without_compiling(toy, store, monkeypatch):
     network, compiled = load(toy, store, monkeypatch)
     expected = {name: tuple(made.shape) for name, made in network(given(network)).items()}
     compiled.clear()
-    assert network.shapes_given(given(network)) == expected
+    shapes = {name: tuple(tensor.shape) for name, tensor in given(network).items()}
+    assert network.graph.shapes_given(shapes) == expected
     assert compiled == []

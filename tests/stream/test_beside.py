@@ -12,7 +12,8 @@ from toonstream.config import Settings
 from toonstream.engines.compiled import CompiledStore
 from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.export.checkpoints import open_model, shipped_model
-from toonstream.stream.beside import AT_ONCE, Beside, load_beside
+from toonstream.stream.ahead import AT_ONCE
+from toonstream.stream.beside import Beside, load_beside
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditioned, Conditions
 from toonstream.stream.frame import Frame

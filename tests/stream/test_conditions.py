@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toonstream.errors import ModelError
-from toonstream.stream.conditions import Conditions, as_image, padded_size
+from toonstream.stream.conditions import Conditions, as_image
 from toonstream.stream.frame import Frame
+from toonstream.stream.sizes import padded_size
 
 
 def frame(width: int, height: int) -> Frame:

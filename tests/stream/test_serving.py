@@ -21,7 +21,7 @@ from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.errors import EngineError, SettingError
 from toonstream.export.checkpoints import Model, open_model, shipped_model
 from toonstream.stream.clock import Stopwatch
-from toonstream.stream.conditions import Conditions, padded_size
+from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import ladder
 from toonstream.stream.live.core import LiveCore, LiveToon, wished
@@ -29,6 +29,7 @@ from toonstream.stream.live.inbox import Captured
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.serving import live_envelope, open_live_networks, open_stream_engine
+from toonstream.stream.sizes import padded_size
 from toonstream.stream.stylizer import load_stylizer
 
 SIZE = (64, 48)
