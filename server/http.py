@@ -184,8 +184,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        allow = error.headers.get("Allow")
-        return problem(error.status, error.reason, **({"Allow": allow} if allow else {}))
+        kept = {name: value for name, value in error.headers.items() if name in ("Allow", "Retry-After")}
+        return problem(error.status, error.reason, **kept)
     except Full as error:
         return problem(503, str(error), **{"Retry-After": str(RETRY_SECONDS)})
     except InputError as error:

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NoReturn
 
 from toonstream.errors import InputError
@@ -16,7 +17,7 @@ from toonstream.server.sessions import Session
 from toonstream.server.settings import ServerSettings
 from toonstream.server.stage import Stage, Watcher
 
-__all__ = ["Full", "Registry"]
+__all__ = ["Ended", "Full", "Registry"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,21 @@ REMEMBERED = 64  # ended sessions whose reason can still be asked for
 
 class Full(Exception):
     """There is no room, or the server is about to end; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What is kept in mind of a session that has ended.
+
+    Attributes:
+        reason: for people.
+        watch_key: of its watch link.
+        cut_off: whether there was no goodbye, so that its publisher may want to come back.
+    """
+
+    reason: str
+    watch_key: str
+    cut_off: bool
 
 
 class Registry:
@@ -51,7 +67,7 @@ class Registry:
         self._watchers: dict[str, tuple[Stage, Watcher]] = {}
         self._coming = 0  # sessions and ...
         self._coming_watchers = 0  # ... watchers that are being answered
-        self._ended: OrderedDict[str, tuple[str, str]] = OrderedDict()  # key → reason, watch key
+        self._ended: OrderedDict[str, Ended] = OrderedDict()  # by key
         self._closing = 0  # sessions that still take a place, because not everything of theirs is closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._past_drops: dict[tuple[str, str], int] = {}
@@ -76,7 +92,11 @@ class Registry:
 
     def reason(self, key: str) -> str | None:
         """Why a session ended that is no longer there; None for one that never was."""
-        return self._ended[key][0] if key in self._ended else None
+        return self._ended[key].reason if key in self._ended else None
+
+    def ended(self, key: str) -> "Ended | None":
+        """What is known of a session that is no longer there."""
+        return self._ended.get(key)
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -115,7 +135,8 @@ class Registry:
         before = self._sessions.get(resume or "")
         if before is not None:  # that it is gone is known there sooner than here
             await self.end(before, "its publisher came anew", leave=True)
-        watch_key = watch_key or self._ended.get(resume or "", (None, None))[1]
+        if watch_key is None and resume is not None and resume in self._ended:
+            watch_key = self._ended[resume].watch_key
         if len(self._sessions) + self._coming + self._closing >= self._settings.max_sessions:
             self._refuse("whip", f"all {self._settings.max_sessions} sessions are taken: try again later")
         self._check_name(watch_key)
@@ -218,12 +239,12 @@ class Registry:
         if self._sessions.pop(session.key, None) is None:
             return
         self._by_watch_key.pop(session.watch_key, None)
-        self._ended[session.key] = reason, session.watch_key
+        cut_off = session.cut_off or session.peer.cut_off
+        self._ended[session.key] = Ended(reason=reason, watch_key=session.watch_key, cut_off=cut_off)
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
         self.metrics.sessions.set(len(self._sessions))
-        if leave is None:
-            leave = session.cut_off or session.peer.cut_off
+        leave = cut_off if leave is None else leave
         leave = leave and bool(session.watchers) and self.closed_because is None
         waiting = f"; {len(session.watchers)} who watch wait for it to come back" if leave else ""
         _log.info("session %d: ended: %s%s", session.number, reason, waiting)

@@ -89,7 +89,10 @@ class Whip:
         return preflight("PATCH, DELETE, OPTIONS, GET")
 
     async def statistics(self, request: web.Request) -> web.Response:
-        """The figures of the last seconds; 410 with the reason once the session is over."""
+        """The figures of the last seconds; 410 with the reason once the session is over.
+
+        It has a Retry-After where the publisher was cut off: with the key it may come back, see `publish`.
+        """
         session = self._session(request)
         await session.refresh()
         return web.json_response(session.statistics())
@@ -109,8 +112,11 @@ class Whip:
         key = request.match_info["key"]
         session = self._registry.session(key)
         if session is None:
-            reason = self._registry.reason(key)
-            raise web.HTTPNotFound if reason is None else web.HTTPGone(reason=reason)
+            ended = self._registry.ended(key)
+            if ended is None:
+                raise web.HTTPNotFound
+            headers = {"Retry-After": "1"} if ended.cut_off else None
+            raise web.HTTPGone(reason=ended.reason, headers=headers)
         return session
 
 

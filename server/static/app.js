@@ -2,6 +2,8 @@
 
 import { Graph } from "/static/graph.js";
 import { Meter } from "/static/meter.js";
+import { News } from "/static/news.js";
+import { Pauses } from "/static/pauses.js";
 import { save, Recording } from "/static/keep.js";
 import { Connection, Refused, request } from "/static/webrtc.js";
 
@@ -15,6 +17,8 @@ let connection = null;
 let camera = null; // the local stream
 let statisticsTimer = 0;
 let recording = null;
+let resume = ""; // the key of the session before: whoever comes back with it keeps the watch link
+const pauses = new Pauses();
 
 const graphs = {
   fps: new Graph($("fps"), { colour: "--second", least: 30 }),
@@ -28,6 +32,7 @@ function state(name, text) {
   $("status").textContent = text;
   const live = name === "live";
   $("toggle").textContent = name === "idle" ? "Start" : "Stop";
+  if (live) pauses.reset();
   $("snapshot").disabled = !live;
   $("record").disabled = !live || !window.MediaRecorder;
 }
@@ -107,6 +112,7 @@ function showValues() {
 let settingsTimer = 0;
 function changed({ target }) {
   showValues();
+  if (target.name === "lora") news.asked();
   if (["lora", "weight"].includes(target.name)) {
     settings.loras = $("lora").value ? { [$("lora").value]: Number($("weight").value) } : {};
   } else if (!(target.name in settings)) return;
@@ -161,27 +167,32 @@ async function openCamera() {
 }
 
 async function start() {
-  state("starting", "Connecting…");
+  state(tries ? "waiting" : "starting", "Connecting…");
   try {
-    if (!watchKey) {
+    if (!watchKey && !camera) {
       camera = await openCamera();
+      camera.getVideoTracks()[0].addEventListener("ended", () => lost("The camera is gone: choose another one."));
       $("source").srcObject = camera;
       fillDevices();
     }
     const stream = new MediaStream();
-    $("toon").srcObject = stream;
     $("toon").muted = $("sound").getAttribute("aria-pressed") !== "true";
-    const endpoint = watchKey ? `/whep/${encodeURIComponent(watchKey)}` : "/whip";
+    const publish = resume ? `/whip?resume=${encodeURIComponent(resume)}` : "/whip";
+    const endpoint = watchKey ? `/whep/${encodeURIComponent(watchKey)}` : publish;
     const opened = await authorised(() => Connection.open(endpoint, {
       token,
       prepare(peer) {
         peer.addEventListener("track", ({ track, receiver }) => {
           stream.addTrack(track);
+          if ($("toon").srcObject !== stream) $("toon").srcObject = stream; // until now, the last picture of before
           if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
           $("toon").play().catch(() => undefined);
         });
         peer.addEventListener("connectionstatechange", () => {
-          if (["failed", "disconnected"].includes(peer.connectionState)) lost("The connection was lost.");
+          if (connection?.peer !== peer) return;
+          if (peer.connectionState === "failed") again("The connection was lost");
+          // It may heal by itself, or is found to have failed.
+          else if (peer.connectionState === "disconnected") state("waiting", "The network is interrupted…");
         });
         if (watchKey) {
           peer.addTransceiver("video", { direction: "recvonly" });
@@ -201,34 +212,60 @@ async function start() {
     connection = opened;
     const transport = opened.peer.getReceivers()[0]?.transport;
     transport?.addEventListener("statechange", () => { // the server says goodbye here, long before ICE notices
-      if (transport.state === "closed" && connection === opened) lost("It is over: the other side has ended it.");
+      if (transport.state !== "closed" || connection !== opened) return;
+      if (watchKey) lost("It is over: the other side has ended it.");
+      else measure({ over: true });
     });
     if (!watchKey) {
+      resume = connection.url.split("/").pop();
       const key = connection.links["urn:toonstream:whep"].split("/").pop();
       $("link").value = `${location.origin}/#watch=${key}`;
       $("share").hidden = false;
       if (Object.values(settings).some((value) => value !== null)) sendSettings();
     }
     statisticsTimer = setInterval(() => measure(), 1000);
-    state("starting", "Waiting for the first picture…");
+    state(tries ? "waiting" : "starting", "Waiting for the first picture…");
   } catch (error) {
+    if (tries && error instanceof Refused && (error.passing || error.status === 404)) { // or nobody publishes yet
+      again(error.message);
+      return;
+    }
     stop();
     say(CAMERA_PROBLEMS[error.name] || error.message);
   }
 }
 
-function stop() {
+/** Lets go of the connection, but not of the camera. */
+function disconnect() {
   recording?.stop();
   clearInterval(statisticsTimer);
   connection?.close();
   connection = null;
   meter.reset();
+  news.reset();
+  $("stages").textContent = "";
+}
+
+function stop() {
+  pauses.reset();
+  tries = false;
+  disconnect();
   camera?.getTracks().forEach((track) => track.stop());
   camera = null;
   $("source").srcObject = $("toon").srcObject = null;
   $("share").hidden = true;
-  $("stages").textContent = "";
   state("idle", "Ready");
+}
+
+let tries = false; // whether what is refused is tried again: it has worked before
+
+/** What was there is gone: try until it is there again, or somebody presses Stop. */
+function again(reason) {
+  if (body.dataset.state === "idle" || pauses.waiting) return;
+  disconnect();
+  tries = true;
+  const pause = pauses.before(start);
+  state("waiting", `${reason.replace(/\.$/, "")}; again in ${Math.ceil(pause)} s…`);
 }
 
 function lost(reason) {
@@ -240,6 +277,7 @@ function lost(reason) {
 // ---- how it runs
 
 const meter = new Meter();
+const news = new News(say);
 
 function countFrames() {
   const video = $("toon");
@@ -249,13 +287,13 @@ function countFrames() {
   }
   const shown = () => {
     meter.shown();
-    if (connection && body.dataset.state === "starting") state("live", "Live");
+    if (connection && ["starting", "waiting"].includes(body.dataset.state)) state("live", "Live");
     video.requestVideoFrameCallback(shown);
   };
   video.requestVideoFrameCallback(shown);
 }
 
-async function measure() {
+async function measure({ over = false } = {}) {
   const current = connection;
   if (!current) return;
   let server = null;
@@ -264,9 +302,13 @@ async function measure() {
     try {
       server = await (await request(url)).json();
     } catch (error) {
-      if ([404, 410].includes(error.status) && current === connection) lost(`It ended: ${error.message}.`);
+      if (current !== connection) return;
+      if (error.status === 410 && !error.passing) lost(`It ended: ${error.message}.`);
+      else if (error.status === 404) again("The server has started anew"); // it knows nothing of this session
+      else if (error.status === 410 || over) again(error.message);
       return;
     }
+    if (current === connection) news.show(server);
   }
   const figures = await meter.read(current.peer, server);
   if (current !== connection) return;

@@ -1,9 +1,11 @@
 // A WHIP and WHEP client: one offer by POST, candidates by PATCH, goodbye by DELETE.
 
 export class Refused extends Error {
-  constructor(status, message) {
+  /** `passing`: whether it may be tried again later. */
+  constructor(status, message, passing) {
     super(message);
     this.status = status;
+    this.passing = passing;
   }
 }
 
@@ -13,11 +15,11 @@ export async function request(url, options = {}) {
   try {
     response = await fetch(url, options);
   } catch {
-    throw new Refused(0, "The server cannot be reached.");
+    throw new Refused(0, "The server cannot be reached.", true);
   }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
-  throw new Refused(response.status, problem.detail || response.statusText);
+  throw new Refused(response.status, problem.detail || response.statusText, response.headers.has("Retry-After"));
 }
 
 function links(response) {

@@ -209,6 +209,66 @@ async def test_loras_are_offered_where_there_are_any(browser: Browser, service: 
         await waiting_for(lambda: changes[-1].loras == {})
 
 
+async def test_what_happened_is_told_and_where_the_time_goes(browser: Browser, service: Running) -> None:
+    service.server.loaded(replace(CATALOGUE, loras=("soft", "damaged")))
+    async with tab(browser, service.url) as page:
+        await start(page)
+        await page.get_by_label("LoRA").first.select_option("damaged")
+        service.cores[-1].say("plan", "draws 64x48, 1 steps, window 4, stride 2")
+        service.cores[-1].say("refused", "the LoRAs stay as they were: damaged is not readable as weights")
+        await page.wait_for_selector("#events li.refused")
+        assert "damaged is not readable" in await page.inner_text("#toast")
+        assert "damaged is not readable" in await page.inner_text("#lora-hint")
+        assert await page.locator("#events li").count() == 2
+        await page.click("#figures summary")
+        rows = [text.split("\t") for text in await page.locator("#times tr").all_inner_texts()]
+        figures = {name: parts for name, *parts in rows}
+        assert figures["unet"] == ["10", "20", "30"]
+        assert figures["waits for later frames"] == ["10", "20", "30"]
+        assert {"from capture to the network", "encode", "intake", "waits to be shown evenly"} <= {*figures}
+        assert await page.inner_text("#dropped") == "Frames left out: 3 at input (late)"
+        await picture_of(page, "figures")
+        await page.get_by_label("LoRA").first.select_option("soft")
+        assert "damaged" not in await page.inner_text("#lora-hint")
+
+
+async def test_who_is_cut_off_comes_back_under_the_same_link(browser: Browser, service: Running) -> None:
+    async with tab(browser, service.url) as page:
+        await start(page)
+        link = await page.input_value("#link")
+        (session,) = service.server.registry.sessions
+        async with tab(browser, link) as other:
+            await other.click("#begin")
+            await other.wait_for_selector('body[data-state="live"]', timeout=30_000)
+            session.over("the connection failed", cut_off=True)
+            await page.wait_for_selector('body[data-state="waiting"]')
+            assert "again in" in await page.inner_text("#status")
+            assert await page.is_visible("#source")  # the camera stays on
+            await page.wait_for_selector('body[data-state="live"]', timeout=30_000)
+            assert await page.input_value("#link") == link
+            await page.click("#styles label:has-text('flat')")
+            await seen(other, mostly(BLUE))
+        (session,) = service.server.registry.sessions
+        session.over("the connection failed", cut_off=True)
+        await page.wait_for_selector('body[data-state="waiting"]')
+        await page.click("#toggle")
+        await page.wait_for_selector('body[data-state="idle"]')
+
+
+async def test_a_server_that_is_started_anew_is_found_again(browser: Browser, unused_tcp_port: int) -> None:
+    settings = ServerSettings(port=unused_tcp_port, latency=0.1, grace=2.0)
+    async with running(settings) as service:
+        context = await browser.new_context()
+        page = await context.new_page()
+        await page.goto(service.url)
+        await start(page)
+    await page.wait_for_selector('body[data-state="waiting"]', timeout=30_000)
+    async with running(settings):
+        await page.wait_for_selector('body[data-state="live"]', timeout=30_000)
+        await seen(page, mostly(AZURE))
+        await context.close()
+
+
 async def waiting_for(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not happened():

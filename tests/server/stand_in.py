@@ -35,6 +35,7 @@ class Inverter:
         self.changes = [change]
         self.offered = 0
         self.finished = self.closed = False
+        self.events: list[dict[str, object]] = []
         self.ended = ended
         self._deliver = deliver
 
@@ -54,8 +55,20 @@ class Inverter:
     def close(self) -> None:
         self.closed = True
 
+    def say(self, kind: str, message: str) -> None:
+        self.events.append({"at": time.monotonic(), "kind": kind, "message": message})
+
     def statistics(self) -> Mapping[str, object]:
-        return {"offered": self.offered, "dropped": {"input": {"late": 3}}}
+        parts = {"count": 3, "p50": 0.01, "p95": 0.02, "p99": 0.03}
+        return {
+            "offered": self.offered,
+            "dropped": {"input": {"late": 3}},
+            "stages": {"unet": parts},
+            "waits": {"window": parts, "turn": {"count": 0, "p50": None, "p95": None, "p99": None}},
+            "events": tuple(self.events),
+            "promise": 0.1,
+            "kept": False,
+        }
 
 
 @dataclass
