@@ -13,6 +13,7 @@ from toonstream.config import Settings
 from toonstream.engines.build import BuildJob, Built
 from toonstream.engines.store import EngineStore
 from toonstream.engines.tensorrt.engine import TensorRtEngine
+from toonstream.errors import ModelError
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.export.reference import with_reference
 from toonstream.stream.serving import envelope_shapes, network_names, stream_envelope
@@ -123,6 +124,19 @@ def test_engines_are_verified_against_onnx_runtime(engine: str) -> None:
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[:2]] == ["vae_encoder", "hint_outline"]
     assert f"{engine} against onnxruntime: within" in out
+
+
+def test_torch_is_compared_with_files_that_it_has_no_need_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load(model: str, *, engine: str, say: object) -> None:
+        asked.append(engine)
+        raise ModelError("far enough")
+
+    monkeypatch.setattr("toonstream.export.assemble.load_model", load)
+    assert run("verify", "toonlet", "--engine", "torch")[2] == "toonstream: far enough\n"
+    assert run("verify", "toonlet", "--engine", "openvino")[0] == 2
+    assert asked == ["onnxruntime", "openvino"]
 
 
 def test_an_engine_that_differs_is_told_by_the_exit_code() -> None:

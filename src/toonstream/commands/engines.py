@@ -151,7 +151,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     name = engine_name(options.engine or "auto")
     tell = _Teller()
-    model, envelope = _open(options, name, tell)
+    # Torch needs no files, and what it is compared with does.
+    model, envelope = _open(options, "onnxruntime" if name == "torch" else name, tell)
     engine = (
         _tensorrt(name, model, options, envelope, tell) if name in FLAVOURS else open_engine(name, say=tell)
     )
