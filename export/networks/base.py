@@ -12,6 +12,7 @@ from toonstream.engines.engine import TensorSpec
 __all__ = [
     "CHUNK_TOKENS",
     "TIMESTEP",
+    "InPlaceOf",
     "TensorModule",
     "axis_length",
     "embedded_time",
@@ -48,6 +49,23 @@ class TensorModule(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return tuple(tensor.name for tensor in self.outputs)
+
+
+class InPlaceOf(nn.Module):
+    """A module that stands for another one and uses its layers, under the same names.
+
+    Args:
+        original: the other one.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self._original = [original]  # in a list, so that its parameters are not registered twice
+
+    @property
+    def original(self) -> nn.Module:
+        """The module that this one stands for."""
+        return self._original[0]
 
 
 def spec(name: str, *shape: int | str, dtype: torch.dtype = torch.float32) -> TensorSpec:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toonstream.errors import ModelError
-from toonstream.export.networks.base import spec
+from toonstream.export.networks.base import InPlaceOf, spec
 from toonstream.export.networks.temporal import MotionNorm
 from toonstream.export.networks.unet import MotionUnet
 
@@ -146,7 +146,7 @@ def divisor(name: str) -> int:
     return int(match[1])
 
 
-class ReferenceAttention(nn.Module):
+class ReferenceAttention(InPlaceOf):
     """A diffusers self-`Attention` over the tokens of a frame, joined by those of remembered frames.
 
     Args:
@@ -155,7 +155,7 @@ class ReferenceAttention(nn.Module):
     """
 
     def __init__(self, original: Any, *, divisor: int) -> None:
-        super().__init__()
+        super().__init__(original)
         self.to_q: nn.Module = original.to_q
         self.to_k: nn.Module = original.to_k
         self.to_v: nn.Module = original.to_v
@@ -166,13 +166,6 @@ class ReferenceAttention(nn.Module):
         self.seen: Tensor | None = None  # (B*F, N, C), likewise
         self._heads: int = original.heads
         self._scale: float = original.scale
-        self._original = [original]  # in a list, so that its parameters are not registered twice
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that this one stands for."""
-        module: nn.Module = self._original[0]
-        return module
 
     def forward(
         self,

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from toonstream.errors import ModelError
 from toonstream.export.configs import MotionNorm
+from toonstream.export.networks.base import InPlaceOf
 
 __all__ = ["FrameMajorMotion", "MotionNorm", "eject", "inject"]
 
@@ -60,7 +61,7 @@ def _motion_modules(network: nn.Module) -> list[nn.ModuleList]:
     return [modules for modules in lists if isinstance(modules, nn.ModuleList)]
 
 
-class FrameMajorMotion(nn.Module):
+class FrameMajorMotion(InPlaceOf):
     """One `AnimateDiffTransformer3D`, computed frame-major.
 
     Args:
@@ -74,7 +75,7 @@ class FrameMajorMotion(nn.Module):
     head_of_channel: Tensor
 
     def __init__(self, original: Any, *, norm: MotionNorm = "joint") -> None:
-        super().__init__()
+        super().__init__(original)
         if norm not in get_args(MotionNorm):
             raise ModelError(
                 f"motion_norm {norm!r} is unknown; use joint (as diffusers) or frame (as AnimateDiff)"
@@ -91,13 +92,6 @@ class FrameMajorMotion(nn.Module):
             self.register_buffer("head_of_channel", _head_of_channel(heads, channels), persistent=False)
         self._wide = channels >= _WIDE
         self._joint = norm == "joint"
-        self._original = [original]  # in a list, so that its parameters are not registered twice
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that this one stands for."""
-        module: nn.Module = self._original[0]
-        return module
 
     def forward(
         self,
