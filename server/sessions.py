@@ -197,9 +197,7 @@ class Session:
         latency = "/".join(f"{1000 * figures.latency[part]:.0f}" for part in _PARTS if figures.latency)
         waits = {name: each["p50"] for name, each in figures.waits.items() if name != "playout"}
         longest = max(waits, key=lambda name: waits[name], default=None)
-        waiting = (
-            "" if longest is None else f", longest in the queue {longest} ({1000 * waits[longest]:.0f} ms)"
-        )
+        waiting = "" if longest is None else f", longest queue {longest} ({1000 * waits[longest]:.0f} ms)"
         return (
             f"{self._in.per_second(now):.1f} fps in, {self._out.per_second(now):.1f} out"
             + (f", {latency} ms behind (p50/p95/p99)" if latency else "")

@@ -126,7 +126,6 @@ class RelayNews:
 
     def facts(self) -> dict[str, object]:
         """The figures, ready for JSON."""
-        latency = self.latency
         return {
             "seconds": round(self.seconds, 1),
             "source": self.source,
@@ -134,11 +133,10 @@ class RelayNews:
             "frames_out": self.live.frames_out,
             "fps_in": round(self.live.fps_in, 2),
             "fps": round(self.live.fps_out, 2),
-            "latency_ms": {
-                name: None if value is None else round(1000 * value)
-                for name, value in (("p50", latency.p50), ("p95", latency.p95), ("p99", latency.p99))
-            },
+            "latency_ms": _milliseconds(self.latency),
             "delay_ms": round(1000 * self.delay),
+            "stages_ms": {name: _milliseconds(values) for name, values in self.live.stages.items()},
+            "waits_ms": {name: _milliseconds(values) for name, values in self.live.waits.items()},
             "promise_ms": None if self.live.promise is None else round(1000 * self.live.promise),
             "plan": None if self.live.plan is None else str(self.live.plan),
             "dropped": self.dropped,
@@ -157,11 +155,20 @@ class RelayNews:
         p95 = self.latency.p95
         latency = "" if p95 is None else f", {1000 * p95:.0f} ms behind"
         away = "" if self.source == "open" else f", source {self.source}"
+        if self.source == "open" and self.live.frames_in and not self.live.frames_out:
+            away = ", the networks are being made ready"
         outlets = [f"{outlet.name} {outlet.state}" for outlet in self.outlets if outlet.state != "open"]
         return (
             f"{self.live.frames_out} toons, {self.live.fps_out:.1f} fps{latency}, {self.dropped} dropped"
             f"{away}" + "".join(f", {outlet}" for outlet in outlets)
         )
+
+
+def _milliseconds(values: Percentiles) -> dict[str, float | None]:
+    return {
+        name: None if value is None else round(1000 * value, 1)
+        for name, value in (("p50", values.p50), ("p95", values.p95), ("p99", values.p99))
+    }
 
 
 class Relay:

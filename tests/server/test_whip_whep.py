@@ -151,7 +151,43 @@ async def test_settings_and_figures_are_the_publishers(published: tuple[Running,
     assert "toonstream_sessions 1.0" in metrics
     assert 'toonstream_offers_total{endpoint="whip",outcome="accepted"} 1.0' in metrics
     assert 'toonstream_frames_dropped_total{place="input",reason="late"} 3.0' in metrics
+    for line in (
+        'toonstream_stage_seconds{quantile="0.95",session="1",stage="unet"} 0.02',
+        'toonstream_queue_age_seconds{quantile="0.5",queue="window",session="1"} 0.01',
+        'toonstream_promise_seconds{session="1"} 0.1',
+        'toonstream_promise_kept{session="1"} 0.0',
+    ):
+        assert line in metrics.splitlines()
+    # What the server itself does is told in the same way, and a queue where nothing waited is left out.
+    for stage in ("intake", "encode"):
+        assert figures["stages_ms"][stage]["p99"] >= figures["stages_ms"][stage]["p50"] > 0
+        assert f'toonstream_stage_seconds{{quantile="0.99",session="1",stage="{stage}"}}' in metrics
+    assert {"intake", "encode", "playout", "window"} == {*figures["waits_ms"]}
+    assert 'toonstream_session_latency_seconds{quantile="0.99",session="1"}' in metrics
     assert not re.search(client.location.rpartition("/")[2], metrics)
+
+
+async def test_the_log_says_what_happens_but_not_what_was_typed(
+    published: tuple[Running, Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    service, client = published
+    core = service.cores[0]
+    with caplog.at_level("INFO", "toonstream"):
+        core.say("plan", "draws 64x48")
+        core.say("words", "goes over to 'what somebody typed' within 4 frames")
+        core.say("refused", "the LoRAs stay as they were: it is damaged")
+        (session,) = service.server.registry.sessions
+        await until(lambda: "damaged" in caplog.text)
+        assert caplog.messages.count("session 1: draws 64x48") == 1
+        assert "typed" not in caplog.text
+        assert "3 at input (late)" in caplog.text
+    await client.picture()
+    await session.refresh()
+    assert re.fullmatch(
+        r"[\d.]+ fps in, [\d.]+ out, \d+/\d+/\d+ ms behind \(p50/p95/p99\), "
+        r"longest queue \w+ \(\d+ ms\), 0 watching",
+        session.summary(),
+    )
 
 
 async def test_a_full_server_says_so(service: Running) -> None:

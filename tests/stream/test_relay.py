@@ -43,6 +43,8 @@ class Inverter:
         now = time.perf_counter()
         with self._lock:
             self._meter.count("in", at=now)
+            self._meter.add("stage", "unet", 0.01, at=now)
+            self._meter.add("wait", "window", 0.1, at=now)
             self._meter.count("out", at=now)
         if len(self.offered) == self._fails_at:
             self._end(End(reason="failed", message="the card is on fire"))
@@ -184,7 +186,11 @@ def test_figures_are_json_and_one_line():
     assert set(facts["latency_ms"]) == {"p50", "p95", "p99"}
     assert facts["destinations"][0]["frames"] == 60
     assert facts["promise_ms"] == 400
+    assert set(facts["stages_ms"]["unet"]) == set(facts["waits_ms"]["window"]) == {"p50", "p95", "p99"}
     assert "60 toons" in news.summary()
+    early = replace(news, source="open", live=replace(news.live, frames_out=0))
+    assert "0 toons" in early.summary()
+    assert "the networks are being made ready" in early.summary()
     assert "\n" not in news.summary()
 
 
