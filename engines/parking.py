@@ -56,7 +56,7 @@ class _Away:
     def __init__(self, tensor: Tensor, copies: torch.cuda.Stream) -> None:
         self._copies = copies
         self._device = tensor.device
-        self._coming: Tensor | None = None
+        self._coming: tuple[Tensor, torch.cuda.Event] | None = None  # and when it has come
         copies.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(copies):
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -67,14 +67,15 @@ class _Away:
         """Begin to copy it back."""
         if self._coming is None:
             with torch.cuda.stream(self._copies):
-                self._coming = self._host.to(self._device, non_blocking=True)
+                coming = self._host.to(self._device, non_blocking=True)
+                self._coming = coming, self._copies.record_event()
 
     def take(self) -> Tensor:
-        """Let the GPU's own stream wait for the copy, and give it."""
+        """Let the GPU's own stream wait for this copy, not for those behind it, and give it."""
         self.bring()
-        tensor, self._coming = self._coming, None
-        assert tensor is not None
+        assert self._coming is not None
+        (tensor, come), self._coming = self._coming, None
         current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._copies)
+        current.wait_event(come)
         tensor.record_stream(current)
         return tensor

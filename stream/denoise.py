@@ -187,7 +187,7 @@ class Denoiser:
             shape = (self._latent_channels, height, width)
             key = self._first + index if key is None else key
             seed = self._settings.seed if seed is None else seed
-            noise = self._noise(shape, seed=seed, key=key).to(self._text.device)
+            noise = self._noise(shape, seed=seed, key=key).to(self._text.device, non_blocking=True)
             self._frames[index] = InFlight(
                 key=key,
                 seed=seed,
@@ -237,6 +237,8 @@ class Denoiser:
             self._evaluator.run([self._window(task) for task in tasks])
             climbed = [(index, task.step) for task in tasks for index in self._rolling.complete(task)]
             committed += self._climb(climbed)
+            for frame in self._frames.values():
+                frame.rest(self._host)
         return committed
 
     def _window(self, task: Task) -> Window:
@@ -270,7 +272,7 @@ class Denoiser:
             self._overlap.keep(climbed, frames)
         device = self._text.device
         steps = torch.tensor([step for _, step in climbed])
-        weights = torch.tensor([frame.weight for frame in frames], device=device)
+        weights = torch.tensor([frame.weight for frame in frames]).to(device, non_blocking=True)
         predicted = torch.stack([frame.total for frame in frames]) / weights.reshape(-1, 1, 1, 1)
         sample = torch.stack([frame.latents.take() for frame in frames])
         x0 = self._fused(climbed, self._scheduler.predict_x0(sample, predicted, steps))
@@ -281,7 +283,7 @@ class Denoiser:
                 self._noise(shape, seed=frame.seed, key=frame.key, step=step)
                 for frame, (_, step) in zip(frames, climbed, strict=True)
             ]
-            noise = torch.stack(keyed).to(device)
+            noise = torch.stack(keyed).to(device, non_blocking=True)
         committed = []
         following = self._scheduler.step_from_x0(sample, predicted, x0, steps, noise)
         for (index, step), frame, latents in zip(climbed, frames, following, strict=True):

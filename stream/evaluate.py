@@ -2,7 +2,8 @@
 
 What a frame needs is kept with the frame while it is in flight, at the one level it stands at, and goes when
 it climbs: its latents, its ControlNet residuals (the same for every window that covers it) and the weighted
-sum of the windows' predictions so far (eqs. 4 and 6).
+sum of the windows' predictions so far (eqs. 4 and 6). All but the last is large: between two windows it waits
+in host memory, so that a GPU holds what one window needs, however many levels there are.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.engine import Network
-from toonstream.engines.parking import Parked
+from toonstream.engines.parking import HostMemory, Parked
 from toonstream.errors import SettingError
 from toonstream.stream.schedulers import Scheduler
 from toonstream.stream.temporal.hooks import ReferenceMemory
@@ -51,7 +52,9 @@ class InFlight:
         embeddings: of the hints, by ControlNet, each (C0, h, w); the same at every level. They wait in host
             memory until a window needs them, and so do the latents.
         latents: (C, h, w).
-        residuals: the ControlNets' sum by output name, each (sides, Ci, hi, wi); empty until a window runs.
+        residuals: the ControlNets' sum by output name, each (sides, Ci, hi, wi); empty until a window runs,
+            and between two.
+        waiting: the same from the first of these windows on.
         total: Σ w·ε over the windows that have run, (C, h, w).
         weight: Σ w over the same windows.
     """
@@ -62,6 +65,7 @@ class InFlight:
     embeddings: Mapping[str, Parked]
     latents: Parked
     residuals: Mapping[str, Tensor] = field(default_factory=dict)
+    waiting: Mapping[str, Parked] = field(default_factory=dict)
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     weight: float = 0.0
 
@@ -76,12 +80,20 @@ class InFlight:
             residuals=residuals or {},
         )
 
-    def bring(self) -> None:
-        """Begin to bring back what the next window needs."""
-        self.latents.bring()
+    @property
+    def is_new(self) -> bool:
+        """Whether the ControlNets have yet to be run on it here."""
+        return not (self.residuals or self.waiting)
+
+    def rest(self, host: HostMemory) -> None:
+        """Let the residuals wait until the next window runs it."""
+        self.waiting = self.waiting or {name: host.park(tensor) for name, tensor in self.residuals.items()}
+        self.residuals = {}
+
+    def wake(self) -> None:
+        """Take the residuals back; what waits goes on waiting, as they do not change."""
         if not self.residuals:
-            for embedding in self.embeddings.values():
-                embedding.bring()
+            self.residuals = {name: parked.take() for name, parked in self.waiting.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,16 +168,18 @@ class Evaluator:
 
     def run(self, windows: Sequence[Window]) -> None:
         """Run windows that are independent of one another, and add what is said to their frames' sums."""
-        for window in windows:
-            for frame in window.frames:
-                frame.bring()
+        frames = [frame for window in windows for frame in window.frames]
+        _bring(frames)
         self._add_residuals(windows)
+        for frame in frames:
+            frame.latents.bring()  # those of new frames once more
+            frame.wake()
         for _, alike in groupby(windows, key=lambda window: len(window.frames)):
             self._run_unet(list(alike))
 
     def _add_residuals(self, windows: Sequence[Window]) -> None:
         """Run the ControlNets, as one batch, on those frames that have no residuals at their level yet."""
-        new = [(frame, window.step) for window in windows for frame in window.frames if not frame.residuals]
+        new = [(frame, window.step) for window in windows for frame in window.frames if frame.is_new]
         if not new:
             return
         frames = [frame for frame, _ in new]
@@ -224,7 +238,7 @@ class Evaluator:
         if sides == 2:
             guided = guided + self._guidance * (output[1] - guided)
         weights = [weight for window in windows for weight in window.weights]
-        by_window = torch.tensor(weights, device=guided.device).reshape(batch, length, 1, 1, 1)
+        by_window = torch.tensor(weights).reshape(batch, length, 1, 1, 1).to(guided.device, non_blocking=True)
         weighted = guided * by_window
         for frame, part, weight in zip(frames, weighted.flatten(0, 1), weights, strict=True):
             if weight:
@@ -254,7 +268,19 @@ class Evaluator:
 
     def _timesteps(self, steps: Tensor) -> Tensor:
         """The timesteps of `steps` (N,) for every side: (sides · N,) float32."""
-        return self._scheduler.timesteps[steps].repeat(self._sides).to(self._device)
+        return self._scheduler.timesteps[steps].repeat(self._sides).to(self._device, non_blocking=True)
+
+
+def _bring(frames: Sequence[InFlight]) -> None:
+    """Begin to bring back what waits, in the order in which it is needed: the ControlNets run first."""
+    for frame in frames:
+        frame.latents.bring()
+        if frame.is_new:
+            for embedding in frame.embeddings.values():
+                embedding.bring()
+    for frame in frames:
+        for residual in frame.waiting.values():
+            residual.bring()
 
 
 def _mean(texts: Sequence[Tensor]) -> Tensor:

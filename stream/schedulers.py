@@ -124,7 +124,7 @@ class Scheduler:
         return following
 
     def _row(self, sample: Tensor, step: int | Tensor) -> _Row:
-        rows = self.table[step].to(sample.device)
+        rows = self.table[step].to(sample.device, non_blocking=True)
         return _Row(*(column.reshape(-1, *[1] * (sample.dim() - 1)) for column in rows.unbind(-1)))
 
 

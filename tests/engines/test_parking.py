@@ -26,6 +26,13 @@ class Stream:
     def wait_stream(self, other: "Stream") -> None:
         self.log.append(f"{self.name} waits for {other.name}")
 
+    def record_event(self) -> str:
+        self.log.append("event")
+        return f"an event of {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(f"{self.name} waits for {event}")
+
 
 def test_on_a_gpu_copies_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
@@ -44,9 +51,10 @@ def test_on_a_gpu_copies_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPa
     log.clear()
     parked.bring()
     parked.bring()  # is under way
-    assert log == ["on copies"]
+    assert log == ["on copies", "event"]
     assert torch.equal(parked.take(), tensor)
-    assert log == ["on copies", "computing waits for copies", "held for computing"]
+    # Not for the whole stream: what is brought for later is behind it.
+    assert log == ["on copies", "event", "computing waits for an event of copies", "held for computing"]
     log.clear()
     assert torch.equal(parked.take(), tensor)  # without having been asked for
-    assert log == ["on copies", "computing waits for copies", "held for computing"]
+    assert log == ["on copies", "event", "computing waits for an event of copies", "held for computing"]

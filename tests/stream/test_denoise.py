@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -145,13 +145,55 @@ def test_memory_does_not_grow_with_the_stream(window, stride, steps, mode):
     # The first window's frames share their storage, so the beginning may hold a little more.
     assert max(held[60:150]) == max(held[150:]) <= max(held[:60])
     # Residuals are kept only where a window has run and others are still to come: at most d-1 frames a level.
-    with_residuals = sum(bool(frame.residuals) for frame in denoiser._frames.values())
+    with_residuals = sum(not frame.is_new for frame in denoiser._frames.values())
     assert with_residuals <= steps * (window - 1)
 
 
 def tensors_of(frame: object) -> list[Tensor]:
-    waiting = [parked.take() for parked in (frame.latents, *frame.embeddings.values())]
-    return [*waiting, frame.total, *frame.residuals.values()]
+    parked = (frame.latents, *frame.embeddings.values(), *frame.waiting.values())
+    return [*(each.take() for each in parked), frame.total, *frame.residuals.values()]
+
+
+class Away:
+    """A tensor that waits elsewhere, and says what is done with it."""
+
+    def __init__(self, tensor: Tensor, log: list[str]) -> None:
+        self.tensor = tensor.clone()
+        self.log = log
+        self.brought = False
+
+    def bring(self) -> None:
+        self.brought = True
+
+    def take(self) -> Tensor:
+        self.log.append("brought" if self.brought else "late")
+        self.brought = False
+        return self.tensor.clone()
+
+
+@pytest.mark.parametrize("mode", ["wavefront", "skewed", "anchored"])
+def test_between_two_windows_all_that_is_large_waits_elsewhere(mode, monkeypatch):
+    """So that a GPU holds what one window needs, whatever the number of levels; and copies go ahead."""
+    options = DenoiseSettings(window=6, stride=2, steps=3, guidance=2.0, mode=mode, controlnet_scales=SCALES)
+    networks, common = make(options)
+    expected = streamed(Denoiser(networks, **common), 20)
+
+    log: list[str] = []
+    elsewhere = SimpleNamespace(park=lambda tensor: log.append("parked") or Away(tensor, log))
+    monkeypatch.setattr("toonstream.stream.denoise.HostMemory", lambda device: elsewhere)
+    networks, common = make(options)
+    denoiser = Denoiser(networks, **common)
+    committed = []
+    for hints in HINTS[:20]:
+        committed += denoiser.push(hints)
+        assert not any(frame.residuals for frame in denoiser._frames.values())
+    committed += denoiser.finish()
+    assert torch.equal(latents(committed), latents(expected))
+    a_level = 1 + 2  # latents, and what the ControlNets say
+    assert log.count("parked") <= 20 * (len(SCALES) + 3 * a_level)  # each once
+    # What windows need was on its way before; frames that climb are taken where they stand.
+    if mode != "anchored":  # where the first step of a segment waits for the last frames of the one before
+        assert log.count("late") <= 20 * 3
 
 
 def test_a_skewed_arrival_is_one_batch_of_mixed_timesteps():

@@ -226,7 +226,8 @@ def test_what_is_sent_does_not_depend_on_what_comes_after_it(clip):
 
 def storages(denoiser: Denoiser) -> dict[int, int]:
     frames = [*denoiser._frames.values(), *(kept.frame for kept in denoiser._overlap._records.values())]
-    tensors = [parked.take() for frame in frames for parked in (frame.latents, *frame.embeddings.values())]
+    waiting = [(frame.latents, *frame.embeddings.values(), *frame.waiting.values()) for frame in frames]
+    tensors = [parked.take() for each in waiting for parked in each]
     tensors += [tensor for frame in frames for tensor in (frame.total, *frame.residuals.values())]
     for kept in denoiser._overlap._records.values():
         tensors += [residual.take() for residual in kept.residuals.values()]
