@@ -11,7 +11,7 @@ MotionNorm = Literal["joint", "frame"]
 
 
 def patch_side(channels: int) -> int:
-    """Pixels along a side of the patches that an autoencoder takes or gives as so many channels."""
+    """Pixels along a side of the patches that a network takes or gives as so many channels; 3 are pixels."""
     return math.isqrt(channels // 3)
 
 

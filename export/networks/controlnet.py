@@ -7,6 +7,7 @@ from torch import Tensor
 from toonstream.engines.engine import TensorSpec
 from toonstream.errors import ModelError
 from toonstream.export.networks.base import TIMESTEP, TensorModule, embedded_time, spec
+from toonstream.export.networks.patches import to_patches
 
 __all__ = ["ControlNet", "HintEmbedding", "residual_specs"]
 
@@ -40,19 +41,22 @@ def _down(axis: str, level: int) -> str:
 class HintEmbedding(TensorModule):
     """The part of a diffusers `ControlNetModel` that sees the hint and nothing else.
 
-    Input: `hint` (B, 3, H, W) in [0, 1]. Output: `embedding` (B, C0, h, w), h = H/8.
+    Input: `hint` (B, 3, H, W) in [0, 1]. Output: `embedding` (B, C0, h, w), h = H/8. One that takes more than
+    three channels takes square patches of pixels, laid into channels.
     """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        self.inputs = (spec("hint", "batch", network.config.conditioning_channels, "8h", "8w"),)
+        self.inputs = (spec("hint", "batch", 3, "8h", "8w"),)
         self.outputs = (spec("embedding", "batch", network.config.block_out_channels[0], "h", "w"),)
         self._flip = network.config.controlnet_conditioning_channel_order == "bgr"
 
     def forward(self, hint: Tensor) -> tuple[Tensor]:
         """Embed hints."""
-        return (self.network.controlnet_cond_embedding(hint.flip(1) if self._flip else hint),)
+        ordered = hint.flip(1) if self._flip else hint
+        patches = to_patches(ordered, self.network.config.conditioning_channels)
+        return (self.network.controlnet_cond_embedding(patches),)
 
 
 class ControlNet(TensorModule):

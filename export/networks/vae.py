@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toonstream.export.configs import patch_side
 from toonstream.export.networks.base import TensorModule, spec
+from toonstream.export.networks.patches import from_patches, to_patches
 
 __all__ = ["VaeDecoder", "VaeEncoder"]
 
@@ -26,11 +25,10 @@ class VaeEncoder(TensorModule):
         self.inputs = (spec("image", "batch", 3, "8h", "8w"),)
         self.outputs = (spec("latents", "batch", network.config.latent_channels, "h", "w"),)
         self._full = hasattr(network, "quant_conv")
-        self._patch = patch_side(network.config.in_channels)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Encode images."""
-        encoded = self.network.encoder(F.pixel_unshuffle(image, self._patch) if self._patch > 1 else image)
+        encoded = self.network.encoder(to_patches(image, self.network.config.in_channels))
         if not self._full:
             return (encoded,)
         if self.network.quant_conv is not None:
@@ -50,14 +48,12 @@ class VaeDecoder(TensorModule):
         self.network = _half(network, without="encoder")
         self.inputs = (spec("latents", "batch", network.config.latent_channels, "h", "w"),)
         self.outputs = (spec("image", "batch", 3, "8h", "8w"),)
-        self._patch = patch_side(network.config.out_channels)
 
     def forward(self, latents: Tensor) -> tuple[Tensor]:
         """Decode latents."""
         if getattr(self.network, "post_quant_conv", None) is not None:
             latents = self.network.post_quant_conv(latents)
-        decoded = self.network.decoder(latents)
-        return (F.pixel_shuffle(decoded, self._patch) if self._patch > 1 else decoded,)
+        return (from_patches(self.network.decoder(latents)),)
 
 
 def _half(network: Any, *, without: str) -> Any:

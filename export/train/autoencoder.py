@@ -10,10 +10,10 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from toonstream.export.configs import patch_side
+from toonstream.export.networks.patches import from_patches, to_patches
 from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
-from toonstream.export.train.networks import load_part, new_autoencoder
+from toonstream.export.train.networks import load_part, new_autoencoder, principal_components
 
 __all__ = ["decode", "encode", "start_linear", "train_autoencoder"]
 
@@ -26,7 +26,7 @@ _EVENING = 0.7  # how much of the difference between strong and weak components 
 
 def encode(network: AutoencoderTiny, pictures: Tensor) -> Tensor:
     """(N, 3, H, W) pictures in [-1, 1] → (N, C, h, w) latents of spread 1."""
-    patches = F.pixel_unshuffle(pictures, patch_side(network.config.in_channels))
+    patches = to_patches(pictures, network.config.in_channels)
     encoded = network.encoder(patches.contiguous(memory_format=torch.channels_last))
     return encoded.float() * network.config.scaling_factor
 
@@ -34,8 +34,7 @@ def encode(network: AutoencoderTiny, pictures: Tensor) -> Tensor:
 def decode(network: AutoencoderTiny, latents: Tensor) -> Tensor:
     """(N, C, h, w) latents of spread 1 → (N, 3, H, W) pictures, nominally in [-1, 1]."""
     unscaled = latents / network.config.scaling_factor
-    patches = network.decoder(unscaled.contiguous(memory_format=torch.channels_last))
-    return F.pixel_shuffle(patches.float(), patch_side(network.config.out_channels))
+    return from_patches(network.decoder(unscaled.contiguous(memory_format=torch.channels_last)).float())
 
 
 def start_linear(network: AutoencoderTiny, pictures: Tensor) -> None:
@@ -47,7 +46,8 @@ def start_linear(network: AutoencoderTiny, pictures: Tensor) -> None:
     their small random start.
     """
     count, spread = network.config.latent_channels, 1.0 / network.config.scaling_factor
-    patches, mean, scales, components = _principal(network, pictures)
+    patches = _patches(network, pictures)
+    mean, scales, components = principal_components(patches)
     down = (components[:, :count] / scales[:count] * spread).T
     latents = torch.einsum("kc,nchw->nkhw", down, patches - mean[:, None, None])
     latents = 3.0 * torch.tanh(latents / 3.0)  # as the decoder begins
@@ -129,17 +129,9 @@ def train_autoencoder(
             run.save()
 
 
-def _principal(network: AutoencoderTiny, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Patches (N, C, h, w) of pictures, in [0, 1] as inside the network, and what they are made of.
-
-    That is their mean (C,), the standard deviations (C,) along their principal components, the largest
-    first, and those (C, C), a column each.
-    """
-    patches = F.pixel_unshuffle((pictures + 1.0) / 2.0, patch_side(network.config.in_channels))
-    mean = patches.mean((0, 2, 3))
-    flat = (patches - mean[:, None, None]).permute(0, 2, 3, 1).flatten(0, 2)
-    variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))
-    return patches, mean, variances.flip(0).clamp_min(1e-5).sqrt(), components.flip(1)
+def _patches(network: AutoencoderTiny, pictures: Tensor) -> Tensor:
+    """Patches (N, C, h, w) of pictures in [-1, 1], in [0, 1] as the network sees them inside."""
+    return to_patches((pictures + 1.0) / 2.0, network.config.in_channels)
 
 
 class _Along(nn.Module):
@@ -163,7 +155,7 @@ def _even(network: AutoencoderTiny, pictures: Tensor) -> None:
 
     Pixels of a patch are nearly the same pixel: without this the optimiser sees little but their mean.
     """
-    _, _, scales, components = _principal(network, pictures)
+    _, scales, components = principal_components(_patches(network, pictures))
     strength = scales**_EVENING
     parametrize.register_parametrization(
         network.encoder.layers[0], "weight", _Along(components / strength, out=False)

@@ -5,7 +5,6 @@ the samples stand at the last timestep, where one-step drawing begins; that is t
 steps, and it works because outline and colours leave little to chance.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import CLIPTextModel
 
 from toonstream.export.configs import pixels_per_latent
 from toonstream.export.networks import temporal
+from toonstream.export.networks.patches import to_patches
 from toonstream.export.train.autoencoder import decode, encode
 from toonstream.export.train.captions import vocabulary_texts
 from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
@@ -31,6 +31,7 @@ from toonstream.export.train.networks import (
     new_controlnet,
     new_text_encoder,
     new_unet,
+    start_hints,
     train_tokenizer,
     with_motion,
 )
@@ -50,6 +51,7 @@ SAMPLE_PROMPTS = (
     "",
 )
 
+_FITTED = 20  # batches that the hints' embeddings are fitted to
 _LAST = 999  # timestep where a run begins
 _LAST_SHARE = 0.5  # of the samples are pure noise: there alone the words are all that tells what to draw
 _OWN_SHARE = 0.7  # of the rest stand where the network's own steps led, not on a noised finished drawing
@@ -97,9 +99,8 @@ class Stack:
         down: list[Tensor] = []
         middle: Tensor | None = None
         for name, control in self.controls.items():
-            added, added_middle = control(
-                flat, per_frame, frame_text, hints[name].flatten(0, 1), return_dict=False
-            )
+            hint = to_patches(hints[name].flatten(0, 1), control.config.conditioning_channels)
+            added, added_middle = control(flat, per_frame, frame_text, hint, return_dict=False)
             down = [a + b for a, b in zip(down, added, strict=True)] if down else list(added)
             middle = added_middle if middle is None else middle + added_middle
         if isinstance(self.unet, UNetMotionModel):
@@ -239,8 +240,11 @@ def train_pictures(
     torch.manual_seed(seed)
     unet = new_unet()
     controls = {name: new_controlnet(unet) for name in CONTROLS}
-    for control in controls.values():
+    randoms = (np.random.default_rng((seed, 1, number)) for number in range(_FITTED))
+    fitted = [pictures.batch(random, size=size, side=128) for random in randoms]
+    for name, control in controls.items():
         _wake(control)
+        start_hints(control, torch.cat([getattr(batch, name)[:, 0] for batch in fitted]))
     text_encoder = new_text_encoder()
     if start is not None:
         load_part(unet, start / "unet")
@@ -296,19 +300,9 @@ def train_motion(
 
 
 def _wake(control: ControlNetModel) -> None:
-    """Start the zero convolutions small instead, and the hint's embedding at full strength.
-
-    There is no trained network here that a ControlNet could disturb; and with torch's own start the eight
-    convolutions of the embedding leave nothing of the hint for the network to notice.
-    """
+    """Start the zero convolutions small instead: there is no trained network here to disturb."""
     for convolution in (*control.controlnet_down_blocks, control.controlnet_mid_block):
         nn.init.xavier_uniform_(convolution.weight, gain=0.5)
-    for module in control.controlnet_cond_embedding.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=1.7 / math.sqrt(module.weight[0].numel()))
-            nn.init.constant_(module.get_parameter("bias"), 0.0)
-    with torch.no_grad():
-        control.controlnet_cond_embedding.conv_out.weight.mul_(8.0)  # now about as large as embedded noise
 
 
 def _stack(
@@ -348,9 +342,14 @@ def _train(
 ) -> None:
     """Run one stage from where it stopped; `modules` learn, nothing else."""
     container = nn.ModuleList(modules)
-    optimiser = torch.optim.AdamW(
-        container.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
-    )
+    fixed = {control.controlnet_cond_embedding.conv_in for control in stack.controls.values()}
+    learning = [
+        parameter
+        for module in container.modules()
+        if module not in fixed
+        for parameter in module.parameters(recurse=False)
+    ]
+    optimiser = torch.optim.AdamW(learning, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     average = Average(modules, decay=0.998)
     run = Run(folder, modules=container, optimiser=optimiser, average=average)
     torch.manual_seed(run.step)
@@ -363,7 +362,7 @@ def _train(
         pixel_weight = _pixel_weight(run.step / steps)
         total = losses.latents + pixel_weight * losses.pixels + motion_weight * losses.motion
         (total + pixel_weight * _WORDS_WEIGHT * losses.words).backward()
-        torch.nn.utils.clip_grad_norm_(container.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
         average.update()
         run.step += 1

@@ -7,8 +7,10 @@ from diffusers import AutoencoderTiny, ControlNetModel, MotionAdapter, UNet2DCon
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from toonstream.export.networks.patches import to_patches
 
 __all__ = [
     "CONTROLS",
@@ -18,6 +20,8 @@ __all__ = [
     "new_controlnet",
     "new_text_encoder",
     "new_unet",
+    "principal_components",
+    "start_hints",
     "train_tokenizer",
     "with_motion",
 ]
@@ -29,11 +33,12 @@ TEXT_LENGTH = 77
 VOCABULARY = 512
 
 _CHANNELS = (48, 64, 128)
-_GROUPS = 16
+_GROUPS = 4  # wide: how bright a picture is must come through them
 _HEADS = 4
 _VAE_WIDTH = 2 * LATENT_CHANNELS
-_PATCH = 8  # pixels along a side of what the VAE takes as one
-_HINT_CHANNELS = (16, 32, 64, 64)
+_PATCH = 8  # pixels along a side of what the VAE and the hint embeddings take as one
+_LEAST_SCALE = 0.03  # of a component that is made as large as the others: below is noise
+_HINT_CHANNELS = 96
 
 
 def new_autoencoder() -> AutoencoderTiny:
@@ -93,7 +98,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
-    """A ControlNet that starts as a copy of the network's way down.
+    """A ControlNet of patches that starts as a copy of the network's way down.
 
     The text joins its time embedding too, and by that acts at every level: what a word changes everywhere,
     such as the warmth of the light, would else have to come up from where the picture is smallest.
@@ -112,7 +117,8 @@ def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     }
     controlnet = ControlNetModel(
         **config,
-        conditioning_embedding_out_channels=_HINT_CHANNELS,
+        conditioning_channels=3 * _PATCH**2,
+        conditioning_embedding_out_channels=(_HINT_CHANNELS,),
         addition_embed_type="text",
         addition_embed_type_num_heads=_HEADS,
     )
@@ -122,6 +128,38 @@ def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     with torch.no_grad():
         controlnet.add_embedding.norm2.weight.mul_(0.2)  # beside the timestep, not over it
     return controlnet
+
+
+def start_hints(controlnet: ControlNetModel, hints: Tensor) -> None:
+    """Let a hint's embedding begin with the principal components of the patches of `hints` (N, 3, H, W).
+
+    Each comes with both signs, since SiLU(x) - SiLU(-x) = x: the next convolution gets all of it. This one is
+    not to learn: pixels of a patch are nearly the same pixel, and an optimiser would see little but their
+    mean.
+    """
+    embedding = controlnet.controlnet_cond_embedding
+    patches = to_patches(hints, controlnet.config.conditioning_channels)
+    mean, scales, components = principal_components(patches)
+    count = _HINT_CHANNELS // 2
+    down = (components[:, :count] / scales[:count].clamp_min(_LEAST_SCALE)).T
+    with torch.no_grad():
+        embedding.conv_in.weight.zero_()
+        embedding.conv_in.weight[:, :, 1, 1] = torch.cat([down, -down])
+        embedding.conv_in.bias.copy_(torch.cat([-down @ mean, down @ mean]))
+        nn.init.normal_(embedding.conv_out.weight, std=1.0 / embedding.conv_out.weight[0].numel() ** 0.5)
+        nn.init.zeros_(embedding.conv_out.bias)
+
+
+def principal_components(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What patches (N, C, h, w) are made of.
+
+    Their mean (C,), the standard deviations (C,) along their principal components, the largest first, and
+    those (C, C), a column each.
+    """
+    mean = patches.mean((0, 2, 3))
+    flat = (patches - mean[:, None, None]).permute(0, 2, 3, 1).flatten(0, 2)
+    variances, components = torch.linalg.eigh(flat.T @ flat / len(flat))
+    return mean, variances.flip(0).clamp_min(1e-5).sqrt(), components.flip(1)
 
 
 def new_text_encoder() -> CLIPTextModel:
