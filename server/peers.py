@@ -20,7 +20,7 @@ from aiortc.rtcrtpparameters import RTCRtpCodecCapability
 
 from toonstream.errors import InputError
 from toonstream.server.sdp import Fragment, Offer, sending_codecs
-from toonstream.server.seams import on_lost_picture
+from toonstream.server.seams import on_lost_picture, trust_any_key
 from toonstream.server.settings import Codec, IceServer
 from toonstream.server.tracks import LaneTrack
 
@@ -62,6 +62,7 @@ class Peer:
             for server in ice_servers
         ]
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
+        trust_any_key(self._connection)
         self._codec = codec
         self._lost = lost
         self._ice_user = ""

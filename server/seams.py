@@ -1,14 +1,39 @@
-"""The three places where aiortc's public interface does not reach, and nothing else.
+"""The four places where aiortc's public interface does not reach, and nothing else.
 
-All are about pictures lost on the way. Without them the stream still heals, at the next key frame that
-the encoders send anyway; should a version of aiortc rename what is used here, that is what is left.
+Three are about pictures lost on the way. Without them the stream still heals, at the next key frame that
+the encoders send anyway; should a version of aiortc rename what is used here, that is what is left. The
+fourth lets in peers that aiortc would turn away.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from aiortc import RTCRtpReceiver, RTCRtpSender
+from aiortc import RTCCertificate, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
 
-__all__ = ["ask_for_missing", "ask_for_picture", "on_lost_picture"]
+__all__ = ["ask_for_missing", "ask_for_picture", "on_lost_picture", "trust_any_key"]
+
+# Each is for keys of elliptic curves, as browsers have them, and for RSA, as GStreamer has it.
+_SUITES = ("AES128-GCM-SHA256", "CHACHA20-POLY1305", "AES128-SHA", "AES256-SHA")
+_CIPHERS = ":".join(f"ECDHE-{key}-{suite}" for key in ("ECDSA", "RSA") for suite in _SUITES)
+_CERTIFICATES = "_RTCPeerConnection__certificates"
+
+
+class _Certificate(RTCCertificate):
+    def _create_ssl_context(self, *words: Any, **named: Any) -> Any:
+        make = getattr(super(), "_create_ssl_context")  # noqa: B009 not part of aiortc's types
+        context = make(*words, **named)
+        context.set_cipher_list(_CIPHERS.encode())
+        return context
+
+
+def trust_any_key(connection: RTCPeerConnection) -> None:
+    """Take peers whose certificate is of an RSA key. Call it before anything is negotiated.
+
+    aiortc knows ciphers for other keys only, and fails in the handshake. Who a peer is, is said by the
+    fingerprint in its offer either way.
+    """
+    if hasattr(connection, _CERTIFICATES) and hasattr(RTCCertificate, "_create_ssl_context"):
+        setattr(connection, _CERTIFICATES, [_Certificate.generateCertificate()])
 
 
 async def ask_for_picture(receiver: RTCRtpReceiver) -> None:
