@@ -1,10 +1,10 @@
 """Where the latents of one frame lie in another, by the optical flow of the source.
 
 Latents are eight times smaller than pictures, and what a decoder makes of them depends on where a line lies
-within a latent pixel: latents that are moved by half a pixel are blurred, and lines blur with them. And they
-know the picture's border, from which convolutions saw zeros. So a correspondence says of each place how much
-of the other frame's latents is of use there: nothing where the source's flow cannot be trusted, nothing near
-a border that has moved, and the less the further the motion is from whole latent pixels.
+within a latent pixel: latents are moved by whole pixels only. And they know the picture's border, from which
+convolutions saw zeros. So a correspondence says of each place how much of the other frame's latents is of use
+there: nothing where the source's flow cannot be trusted, nothing near a border that has moved, and the less
+the further the motion is from whole latent pixels.
 """
 
 import math
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -65,16 +64,17 @@ class Correspondence:
         return torch.from_numpy(use.astype(np.float32)).to(device)
 
     def bring(self, latents: Tensor) -> Tensor:
-        """The other frame's latents (C, h, w) where this one has them, by cubic interpolation."""
+        """The other frame's latents (C, h, w) where this one has them: each the nearest as it is.
+
+        Not interpolated: a little motion that the flow finds in one frame and not in the next, as it does
+        where nothing is to be seen, would change what the decoder makes of them: flat areas would flicker.
+        """
         height, width = self.seen.shape
-        x = self.flow[..., 0] + np.arange(width, dtype=np.float32)
-        y = self.flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
-        # From -1 to 1 between the outer edges of the outermost pixels, as torch counts.
-        grid = np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], axis=-1).astype(np.float32)
-        places = torch.from_numpy(grid).to(latents.device)
-        return F.grid_sample(
-            latents[None], places[None], mode="bicubic", padding_mode="border", align_corners=False
-        )[0]
+        column, row = np.rint(cv2.split(self.flow)).astype(np.int64)
+        column = (column + np.arange(width)).clip(0, width - 1)
+        row = (row + np.arange(height)[:, None]).clip(0, height - 1)
+        places = torch.from_numpy(row * width + column).to(latents.device)
+        return latents.flatten(-2)[:, places.flatten()].unflatten(-1, (height, width))
 
 
 class Correspondences:

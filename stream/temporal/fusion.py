@@ -1,11 +1,13 @@
 """Synchronized multi-frame diffusion (SMFD): frames agree on what they show before each denoising step.
 
 What a frame would look like (its predicted clean latents, x0) is shared along the optical flow of the source,
-from the frame before, as it was left after that step, and from frames that take the step together with it: no
-frame waits for another. At every step frames find a consensus; in the second half of the steps the details of
-one of them, drawn anew for every step and window, then overwrite the others'. (The paper has no consensus
-there, since averages blur; where only what lies well is averaged, see `correspondence`, they hardly do, and
-what the details do not reach would flicker.)
+from the frame before, as it was left after that step: no frame waits for another. So at every step frames
+find a consensus, which is passed on from frame to frame; in the second half of the steps the details of one
+of those that take the step together, drawn anew for every step and window, then overwrite the others'. (The
+paper has no consensus there, since averages blur; where only what lies well is averaged, see
+`correspondence`, they hardly do, and what the details do not reach would flicker. And it has frames agree
+with later ones, too: here only some have one that is there already, and how much is averaged would change
+from frame to frame.)
 """
 
 from collections.abc import Sequence
@@ -78,23 +80,20 @@ class SynchronizedFusion:
         self._correspondences.cut()
 
     def _consensus(self, index: int, frames: dict[int, Tensor]) -> Tensor:
-        """The mean of a frame and its neighbours where they show the same, joined by its differences."""
+        """The mean of a frame and the one before where they show the same, joined by its differences."""
         own = frames[index]
-        weights = [torch.ones_like(own[0])]
-        candidates = [own]
-        for neighbour in (index - 1, index + 1):
-            if neighbour in frames:
-                found = self._correspondences.between(index, neighbour)
-                weights.append(self._strength * found.use(own.device))
-                candidates.append(found.bring(frames[neighbour]))
-        weight, candidate = torch.stack(weights)[:, None], torch.stack(candidates)  # (k, 1 or C, h, w)
+        if index - 1 not in frames:
+            return own
+        found = self._correspondences.between(index, index - 1)
+        brought, weight = found.bring(frames[index - 1]), self._strength * found.use(own.device)
+        share = weight / (1.0 + weight)
         # A difference counts as far as both its pixels do.
-        across = torch.minimum(weight[..., 1:], weight[..., :-1])
-        down = torch.minimum(weight[..., 1:, :], weight[..., :-1, :])
+        across = torch.minimum(share[:, 1:], share[:, :-1])
+        down = torch.minimum(share[1:], share[:-1])
         return self._solve(
-            (weight * candidate).sum(0) / weight.sum(0),
-            (across * candidate.diff(dim=-1)).sum(0) / across.sum(0),
-            (down * candidate.diff(dim=-2)).sum(0) / down.sum(0),
+            torch.lerp(own, brought, share),
+            torch.lerp(own.diff(dim=-1), brought.diff(dim=-1), across),
+            torch.lerp(own.diff(dim=-2), brought.diff(dim=-2), down),
             screening=_SEAM,
         )
 

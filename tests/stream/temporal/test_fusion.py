@@ -83,11 +83,34 @@ def test_frames_that_are_the_same_stay(steps: int, group: int, strength: float) 
     torch.testing.assert_close(fused, x0, rtol=1e-3, atol=1e-3)
 
 
-def test_a_consensus_of_still_frames_is_their_mean() -> None:
-    x0 = random(2, *SHAPE, seed=3)
-    fused = stream(fusion(), [picture(3)] * 2, x0, group=2)
-    torch.testing.assert_close(fused[0], x0.mean(0), rtol=1e-3, atol=1e-3)
+def test_a_consensus_is_passed_on_from_frame_to_frame() -> None:
+    x0 = random(3, *SHAPE, seed=3)
+    fused = stream(fusion(), [picture(3)] * 3, x0, group=2)
+    assert torch.equal(fused[0], x0[0])
     torch.testing.assert_close(fused[1], (fused[0] + x0[1]) / 2, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fused[2], (fused[1] + x0[2]) / 2, rtol=1e-3, atol=1e-3)
+
+
+@given(group=st.integers(1, 7), strength=st.floats(0.1, 1.0))
+@settings(deadline=None, max_examples=8)
+def test_a_consensus_does_not_depend_on_where_windows_begin(group: int, strength: float) -> None:
+    """Else flat areas would pulse, once a window."""
+    x0, images = random(7, *SHAPE, seed=10), panning(7, 3)
+    one_by_one = stream(fusion(strength), images, x0, group=1)
+    torch.testing.assert_close(stream(fusion(strength), images, x0, group=group), one_by_one)
+
+
+def test_motion_that_is_hardly_there_changes_nothing_of_still_frames() -> None:
+    """Where there is nothing to see, flow finds a little motion now and then; latents do not follow it."""
+    x0 = random(1, *SHAPE, seed=11).expand(6, -1, -1, -1)
+    noise = np.random.default_rng(1)
+
+    def restless(source: Image, target: Image) -> NDArray[np.float32]:
+        return noise.uniform(-1.5, 1.5, (*source.shape, 2)).astype(np.float32)  # a fifth of a latent pixel
+
+    fusing = SynchronizedFusion(Correspondences(multiple=8, search=restless), strength=1.0, steps=1)
+    fused = stream(fusing, [picture(3)] * 6, x0)
+    torch.testing.assert_close(fused, x0, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("group", [1, 3, 6])
