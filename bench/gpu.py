@@ -4,24 +4,34 @@ Stable Diffusion 1.5 with motion modules and two ControlNets, all with random we
 on them. Every network is timed at the shapes that streams call it with, in torch (eager, and as CUDA graphs)
 and in TensorRT-RTX where that takes the card. Frames a second follow from that for every setting; for the
 settings that there are goals for, the stream itself is run. All in one call of less than ten minutes: what
-does not fit in `--minutes` is left out, and said.
+matters most comes first, what does not fit in `--minutes` is left out, and said.
+
+Every row is printed, and written to `--json`, as soon as it is there; one that fails is noted, and the next
+one has its turn. Nothing is fetched. Of the packages beside torch it takes diffusers, and onnx for TensorRT;
+nothing that reads or writes video:
 
     python bench/gpu.py --minutes 9 --json gpu.json     # on a machine with a GPU
     python bench/gpu.py --tiny                          # a trial of the script itself, anywhere
+
+Where the package is not installed, PYTHONPATH=src does.
 """
 
 import argparse
+import gc
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from toonstream.engines.engine import Engine, Network, NetworkSource
@@ -29,14 +39,15 @@ from toonstream.engines.onnx_file import onnx_file
 from toonstream.engines.store import EngineStore
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.engines.torch import TorchEngine
-from toonstream.errors import EngineError
-from toonstream.export.networks.base import TensorModule, random_inputs
+from toonstream.errors import ToonstreamError
+from toonstream.export.networks.base import TIMESTEP, TensorModule, axis_length
 from toonstream.export.shapes import Envelope, declared_inputs
 from toonstream.stream.denoise import Denoiser, DenoiseSettings
 from toonstream.stream.schedulers import make_scheduler
 
 CONTROLNETS = ("outline", "colour")
 GUIDANCE = 7.0
+FAILURES = (ToonstreamError, RuntimeError, ValueError, OSError)  # of one row; torch's are RuntimeErrors
 SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 
 
@@ -149,32 +160,79 @@ def build_network(role: str, scale: Scale, device: torch.device) -> TensorModule
     return module.eval().requires_grad_(False)
 
 
+@dataclass(kw_only=True)
+class Record:
+    """What was found so far.
+
+    Attributes:
+        path: where it is written as JSON after every row; None is nowhere.
+        facts: of the machine. calls: timed. streams: run. left_out: what was not, and why.
+    """
+
+    path: Path | None
+    facts: dict[str, object] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    streams: list[dict[str, object]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Write it all, or leave what was written as it is."""
+        if self.path is None:
+            return
+        found = {
+            **self.facts,
+            "calls": [asdict(call) for call in self.calls],
+            "streams": self.streams,
+            "left_out": self.left_out,
+        }
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=2))
+        partial.replace(self.path)
+
+    def leave_out(self, line: str) -> None:
+        """Note what is not to be had, and why."""
+        print(f"left out: {line}", flush=True)
+        self.left_out.append(line)
+        self.save()
+
+    @contextmanager
+    def row(self, what: str) -> Iterator[None]:
+        """Note that a row fails, and go on."""
+        try:
+            yield
+        except FAILURES as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            self.leave_out(f"{what}: {lines[0]}")
+
+
 class Bench:
     """Loads networks, times them, and keeps within its time.
 
     Args:
         scale: of the networks. device: where they run. seconds: that everything may take together.
-        folder: for files that TensorRT reads, and what it builds.
+        folder: for files that TensorRT reads, and what it builds. record: of what is found.
     """
 
-    def __init__(self, scale: Scale, device: torch.device, *, seconds: float, folder: Path) -> None:
+    def __init__(
+        self, scale: Scale, device: torch.device, *, seconds: float, folder: Path, record: Record
+    ) -> None:
         self.scale = scale
         self.device = device
+        self.record = record
         self._folder = folder
         self._deadline = time.monotonic() + seconds
         self._flops: dict[tuple[str, int, int, int], float] = {}
         self._hollows: dict[str, TensorModule] = {}
         self.rate = self._matrix_rate()
-        self.calls: list[Call] = []
-        self.left_out: list[str] = []
 
     def engines(self) -> Iterator[tuple[str, Engine]]:
-        """Give the engines there are, by the names they have in the tables."""
+        """Give the engines there are, by their names in the tables; what takes longest comes last."""
+        if self.device.type == "cuda":
+            yield "graphs", TorchEngine(device=self.device)
         yield "eager", TorchEngine(device=self.device, graphs=False)
         if self.device.type != "cuda":
             return
-        yield "graphs", TorchEngine(device=self.device)
-        try:
+        with self.record.row("tensorrt-rtx"):
             size = (max(self.scale.sizes),) * 2
             small = (min(self.scale.sizes),) * 2
             window, stride = max(self.scale.windows)
@@ -190,38 +248,36 @@ class Bench:
                     timeout=max(1.0, self._deadline - time.monotonic()),
                 ),
             )
-        except EngineError as error:
-            self.left_out.append(f"tensorrt-rtx: {error}")
 
     def load(self, role: str, name: str, engine: Engine) -> Network:
         """Load a network into an engine; for TensorRT it is exported in float16 first."""
-        onnx = None
-        if name == "tensorrt-rtx":
-            from safetensors.torch import save_file
-
-            from toonstream.export.onnx import export_network
-
-            folder = self._folder / role
-            onnx = folder / "model.onnx"
-            if not onnx.is_file():
-                folder.mkdir()
-                module = build_network(role, self.scale, torch.device("cpu"))
-                state = {
-                    key.removeprefix("network."): value.half() for key, value in module.state_dict().items()
-                }
-                save_file(state, folder / "weights.safetensors")
-                module.load_state_dict({f"network.{key}": value.float() for key, value in state.items()})
-                export_network(module, onnx, folder / "weights.safetensors", precision="float16")
+        onnx = self._exported(role) if name == "tensorrt-rtx" else None
         source = NetworkSource(
             name=role, onnx=onnx, build=lambda: build_network(role, self.scale, self.device)
         )
         return engine.load(source)
 
+    def _exported(self, role: str) -> Path:
+        from safetensors.torch import save_file
+
+        from toonstream.export.onnx import export_network
+
+        folder = self._folder / role
+        folder.mkdir()
+        module = build_network(role, self.scale, self.device)  # numbers are made quickest there
+        state = {
+            key.removeprefix("network."): value.half().cpu() for key, value in module.state_dict().items()
+        }
+        save_file(state, folder / "weights.safetensors")
+        module.cpu().load_state_dict({f"network.{key}": value.float() for key, value in state.items()})
+        export_network(module, folder / "model.onnx", folder / "weights.safetensors", precision="float16")
+        return folder / "model.onnx"
+
     def in_time(self, what: str) -> bool:
         """Say whether there is time left; note what is left out where there is none."""
         if time.monotonic() < self._deadline:
             return True
-        self.left_out.append(what)
+        self.record.leave_out(f"{what}: no time was left")
         return False
 
     def time_call(self, role: str, engine: str, network: Network, size: int, batch: int, frames: int) -> None:
@@ -229,21 +285,16 @@ class Bench:
         what = f"{role} in {engine}, {size}², batch {batch}, {frames} frames"
         if not self.in_time(what):
             return
-        sizes = {"batch": batch, "frames": frames, "h": size // 8, "w": size // 8, "tokens": 77}
-        made = random_inputs(self._hollow(role).inputs, sizes)
-        inputs = {name: value.to(self.device) for name, value in made.items()}
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        try:
+        with self.record.row(what):
+            sizes = {"batch": batch, "frames": frames, "h": size // 8, "w": size // 8, "tokens": 77}
+            inputs = self._inputs(role, sizes, self.device)
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             network(inputs)
             timed = [self._seconds(lambda: network(inputs)) for _ in range(self.scale.calls)]
-        except EngineError as error:
-            self.left_out.append(f"{what}: {error}")
-            return
-        flops, seconds = self._count(role, sizes), statistics.median(timed)
-        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-        self.calls.append(
-            Call(
+            flops, seconds = self._count(role, sizes), statistics.median(timed)
+            peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+            call = Call(
                 network=role,
                 engine=engine,
                 size=size,
@@ -254,16 +305,25 @@ class Bench:
                 share=flops / seconds / self.rate,
                 peak_gb=peak / 1e9,
             )
-        )
+            self.record.calls.append(call)
+            self.record.save()
+            print(_row(call), flush=True)
+
+    def _inputs(self, role: str, sizes: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
+        """Make random inputs where they are used: what a large window takes, a CPU makes in seconds."""
+        made = {}
+        for spec in self._hollow(role).inputs:
+            shape = [axis_length(axis, sizes) for axis in spec.shape]
+            made[spec.name] = torch.randn(shape, device=device) * (400.0 if spec.name == TIMESTEP else 1.0)
+        return made
 
     def _count(self, role: str, sizes: Mapping[str, int]) -> float:
         """Count a run's operations, on tensors that hold nothing."""
         key = role, sizes["batch"], sizes["frames"], sizes["h"]
         if key not in self._flops:
-            module = self._hollow(role)
-            inputs = [value.to("meta") for value in random_inputs(module.inputs, sizes).values()]
+            inputs = self._inputs(role, sizes, torch.device("meta"))
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                module(*inputs)
+                self._hollow(role)(*inputs.values())
             self._flops[key] = float(counter.get_total_flops())
         return self._flops[key]
 
@@ -292,10 +352,24 @@ class Bench:
         one @ one
         return 2.0 * side**3 / min(self._seconds(lambda: one @ one) for _ in range(5))
 
-    def stream(self, setting: Setting, engine: str, networks: Mapping[str, Network]) -> float | None:
-        """Run a stream, hints in and pictures out; gives its frames a second once it is under way."""
-        if not self.in_time(f"the stream in {engine}, {setting}"):
-            return None
+    def stream(self, setting: Setting, engine: str, networks: Mapping[str, Network], goal: float) -> None:
+        """Run a stream, hints in and pictures out, and note its frames a second once it is under way."""
+        what = f"the stream in {engine}, {_shown(setting)}"
+        if not self.in_time(what):
+            return
+        with self.record.row(what):
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            fps = self._streamed(setting, networks)
+            peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+            row = {"engine": engine, **asdict(setting), "fps": fps, "goal": goal, "peak_gb": peak / 1e9}
+            self.record.streams.append(row)
+            self.record.save()
+            print(
+                f"| {_shown(setting)} | {engine} | {fps:.1f} | {goal:g} | {peak / 1e9:.1f} GB |", flush=True
+            )
+
+    def _streamed(self, setting: Setting, networks: Mapping[str, Network]) -> float:
         text = torch.randn(1, 77, self.scale.text, device=self.device)
         denoiser = Denoiser(
             networks,
@@ -311,7 +385,7 @@ class Bench:
             ),
             latent_channels=4,
         )
-        hints = {name: torch.rand(3, setting.size, setting.size, device=self.device) for name in CONTROLNETS}
+        hints = {name: torch.rand(3, setting.size, setting.size) for name in CONTROLNETS}
         filling = setting.window + (setting.steps + 1) * setting.stride
         done, begin = 0, 0.0
         for index in range(filling + self.scale.frames):
@@ -319,23 +393,24 @@ class Bench:
                 self._wait()
                 done, begin = 0, time.perf_counter()
             for committed in denoiser.push(hints):
-                networks[setting.vae]({"latents": committed.latents[None]})
+                picture = networks[setting.vae]({"latents": committed.latents[None]})["image"][0]
+                picture.add(1.0).mul_(127.5).clamp_(0.0, 255.0).to("cpu", torch.uint8)
                 done += 1
         self._wait()
         return done / (time.perf_counter() - begin)
 
 
-_ROLES = {  # as the stream names them, for the shapes that they are called with
-    "unet": "unet",
-    "plain_unet": "unet",
-    "controlnet": "controlnet_outline",
+_ROLES = {  # as the stream names them, for the shapes that they are called with; the small ones first
     "hint": "hint_outline",
     "tiny_vae": "vae_decoder",
+    "controlnet": "controlnet_outline",
+    "plain_unet": "unet",
+    "unet": "unet",
     "full_vae": "vae_decoder",
 }
 
 
-def frames_per_second(setting: Setting, engine: str, calls: list[Call]) -> float | None:
+def frames_per_second(setting: Setting, engine: str, calls: Sequence[Call]) -> float | None:
     """Work out what the networks allow; None where one of them was not timed."""
     sides = 2 if setting.guided else 1
     unet = ("unet", sides, setting.window) if setting.motion else ("plain_unet", sides, 1)
@@ -375,30 +450,52 @@ def goals(scale: Scale) -> Iterator[tuple[Setting, float]]:
     yield Setting(size=size, window=1, stride=1, guided=False, steps=1, vae="tiny_vae", motion=False), 60.0
 
 
-def run(bench: Bench) -> Iterator[tuple[str, Setting, float | None, float]]:
-    """Time every network in every engine; give what the streams with goals reach."""
-    scale = bench.scale
+def run(bench: Bench) -> None:
+    """Run the streams with goals in every engine, and time every network."""
     for name, engine in bench.engines():
-        networks: dict[str, Network] = {}
-        for role in _ROLES:
-            if not bench.in_time(f"{role} in {name}"):
-                continue
-            try:
-                networks[role] = bench.load(role, name, engine)
-            except EngineError as error:
-                bench.left_out.append(f"{role} in {name}: {error}")
-                continue
-            for size, batch, frames in sorted(set(_shapes(role, scale))):
-                bench.time_call(role, name, networks[role], size, batch, frames)
-        if networks.keys() == _ROLES.keys():
-            for setting, wanted in goals(scale):
-                held = {
-                    "unet": networks["unet" if setting.motion else "plain_unet"],
-                    **{f"hint_{controlnet}": networks["hint"] for controlnet in CONTROLNETS},
-                    **{f"controlnet_{controlnet}": networks["controlnet"] for controlnet in CONTROLNETS},
-                    **{vae: networks[vae] for vae in ("tiny_vae", "full_vae")},
-                }
-                yield name, setting, bench.stream(setting, name, held), wanted
+        run_engine(bench, name, engine)
+        gc.collect()  # the next engine wants the memory
+
+
+def run_engine(bench: Bench, name: str, engine: Engine) -> None:
+    """Do what is to be done in one engine."""
+    networks = load_all(bench, name, engine)
+    for setting, wanted in goals(bench.scale):
+        held = stream_networks(setting, networks)
+        if held is None:
+            bench.record.leave_out(f"the stream in {name}, {_shown(setting)}: it lacks a network")
+        else:
+            bench.stream(setting, name, held, wanted)
+    for role, network in networks.items():
+        for size, batch, frames in sorted(set(_shapes(role, bench.scale))):
+            bench.time_call(role, name, network, size, batch, frames)
+
+
+def load_all(bench: Bench, name: str, engine: Engine) -> dict[str, Network]:
+    """Load what can be loaded, the small networks first: one that is refused says that all will be."""
+    networks: dict[str, Network] = {}
+    for role in _ROLES:
+        what = f"{role} in {name}"
+        if not bench.in_time(what):
+            continue
+        with bench.record.row(what):
+            networks[role] = bench.load(role, name, engine)
+        if not networks:
+            break
+    return networks
+
+
+def stream_networks(setting: Setting, networks: Mapping[str, Network]) -> dict[str, Network] | None:
+    """Give the networks of a stream by the names it has for them; None where one of them is not there."""
+    roles = {
+        "unet": "unet" if setting.motion else "plain_unet",
+        **{f"hint_{controlnet}": "hint" for controlnet in CONTROLNETS},
+        **{f"controlnet_{controlnet}": "controlnet" for controlnet in CONTROLNETS},
+        setting.vae: setting.vae,
+    }
+    if not set(roles.values()) <= networks.keys():
+        return None
+    return {name: networks[role] for name, role in roles.items()}
 
 
 def _shapes(role: str, scale: Scale) -> Iterator[tuple[int, int, int]]:
@@ -427,43 +524,54 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     if not on_gpu and not options.tiny:
         parser.error("torch finds no NVIDIA GPU here; --tiny tries the script without one")
+    os.environ["HF_HUB_OFFLINE"] = "1"
     device = torch.device("cuda" if on_gpu else "cpu")
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
+    record = Record(path=options.json)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
-            TINY if options.tiny else FULL, device, seconds=60 * options.minutes, folder=Path(folder)
+            TINY if options.tiny else FULL,
+            device,
+            seconds=60 * options.minutes,
+            folder=Path(folder),
+            record=record,
         )
+        record.facts = {"device": name, "torch": torch.__version__, "tflops": bench.rate / 1e12}
+        record.save()
         print(
-            f"{name}, torch {torch.__version__}; products of matrices reach {bench.rate / 1e12:.1f} TFLOP/s\n"
+            f"{name}, torch {torch.__version__}; products of matrices reach {bench.rate / 1e12:.1f} TFLOP/s"
         )
-        print("| stream | engine | fps | goal |\n|---|---|---|---|")
-        streams = []
-        for engine, setting, fps, wanted in run(bench):
-            streams.append({"engine": engine, **asdict(setting), "fps": fps, "goal": wanted})
-            print(f"| {_shown(setting)} | {engine} | {_number(fps)} | {wanted:g} |", flush=True)
+        print("Rows as they come:", flush=True)
+        run(bench)
     report(bench)
-    if options.json is not None:
-        calls = [asdict(call) for call in bench.calls]
-        facts = {"device": name, "tflops": bench.rate / 1e12, "calls": calls, "streams": streams}
-        options.json.write_text(json.dumps(facts | {"left_out": bench.left_out}, indent=2))
 
 
 def report(bench: Bench) -> None:
+    record = bench.record
+    print("\n| stream | engine | fps | goal | peak GB |\n|---|---|---|---|---|")
+    for row in record.streams:
+        setting = Setting(**{name: row[name] for name in Setting.__dataclass_fields__})  # type: ignore[arg-type]
+        shown = _shown(setting)
+        print(f"| {shown} | {row['engine']} | {row['fps']:.1f} | {row['goal']:g} | {row['peak_gb']:.1f} |")
     print("\n| network | engine | size | batch | frames | ms | TFLOP/s | share | peak GB |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for call in bench.calls:
-        print(
-            f"| {call.network} | {call.engine} | {call.size} | {call.batch} | {call.frames} "
-            f"| {1000 * call.seconds:.2f} | {call.tflops:.1f} | {call.share:.0%} | {call.peak_gb:.1f} |"
-        )
-    engines = list(dict.fromkeys(call.engine for call in bench.calls))
+    for call in record.calls:
+        print(_row(call))
+    engines = list(dict.fromkeys(call.engine for call in record.calls))
     print(f"\nWhat the networks allow, frames a second:\n\n| setting | {' | '.join(engines)} |")
     print("|---" * (1 + len(engines)) + "|")
     for setting in settings(bench.scale):
-        rates = [_number(frames_per_second(setting, engine, bench.calls)) for engine in engines]
+        rates = [_number(frames_per_second(setting, engine, record.calls)) for engine in engines]
         print(f"| {_shown(setting)} | {' | '.join(rates)} |")
-    for line in bench.left_out:
+    for line in record.left_out:
         print(f"\nleft out: {line}")
+
+
+def _row(call: Call) -> str:
+    return (
+        f"| {call.network} | {call.engine} | {call.size} | {call.batch} | {call.frames} "
+        f"| {1000 * call.seconds:.2f} | {call.tflops:.1f} | {call.share:.0%} | {call.peak_gb:.1f} |"
+    )
 
 
 def _shown(setting: Setting) -> str:

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +39,65 @@ def test_a_tiny_trial_tells_everything(tmp_path: Path) -> None:
 def test_what_does_not_fit_in_its_time_is_left_out_and_said() -> None:
     result = bench("--tiny", "--minutes", "0")
     assert result.returncode == 0, result.stderr
-    assert "left out: unet in eager" in result.stdout
+    assert "left out: hint in eager: no time was left" in result.stdout
+
+
+def loaded() -> Any:
+    """The script as a module."""
+    spec = spec_from_file_location("gpu_bench", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["gpu_bench"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was found is on the disk before the next row begins."""
+    script, path = loaded(), tmp_path / "figures.json"
+    build, time_call = script.build_network, script.Bench.time_call
+    seen: list[int] = []
+
+    def refuse(role: str, *others: Any) -> Any:
+        if role == "plain_unet":
+            raise RuntimeError("CUDA error: misaligned address\nCompile with TORCH_USE_CUDA_DSA")
+        return build(role, *others)
+
+    def watch(*all_of_it: Any) -> None:
+        seen.append(len(json.loads(path.read_text())["calls"]))
+        time_call(*all_of_it)
+
+    monkeypatch.setattr(script, "build_network", refuse)
+    monkeypatch.setattr(script.Bench, "time_call", watch)
+    monkeypatch.setattr(script, "goals", lambda scale: [(without_motion(script), 60.0)])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny", "--json", str(path)])
+    script.main()
+    figures = json.loads(path.read_text())
+    assert {call["network"] for call in figures["calls"]} == {
+        "hint", "tiny_vae", "controlnet", "unet", "full_vae",
+    }  # fmt: skip
+    assert "plain_unet in eager: CUDA error: misaligned address" in figures["left_out"]
+    assert [line for line in figures["left_out"] if "it lacks a network" in line]
+    assert seen == list(range(len(seen)))
+
+
+def without_motion(script: Any) -> Any:
+    return script.Setting(size=64, window=1, stride=1, guided=False, steps=1, vae="tiny_vae", motion=False)
+
+
+def test_it_wants_little_beside_torch_and_diffusers() -> None:
+    """Machines with GPUs that are lent have those, or can be brought them, and have no network."""
+    absent = ["aiortc", "av", "filelock", "onnxruntime", "openvino", "polygraphy", "tensorrt_rtx"]
+    code = (
+        f"import runpy, socket, sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "def refuse(*_): raise OSError('no network')\n"
+        "socket.socket.connect = refuse\n"
+        "sys.argv = ['gpu.py', '--tiny', '--minutes', '0']\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
