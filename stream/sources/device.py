@@ -1,16 +1,20 @@
 """Cameras and screens, by the system's own name for them."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 
 from toonstream.errors import InputError
 from toonstream.stream.sources.live import Opening
 
-__all__ = ["Camera", "Platform", "list_cameras", "platform", "screen", "webcam"]
+__all__ = ["Camera", "Platform", "list_cameras", "list_screens", "platform", "screen", "webcam"]
+
+_X_SOCKETS = Path("/tmp/.X11-unix")  # where X servers have them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,15 @@ def list_cameras(system: Platform) -> tuple[Camera, ...]:
     )
 
 
+def list_screens(system: Platform, sockets: Path = _X_SOCKETS) -> tuple[str, ...]:
+    """The screens that are there, as far as anybody can tell: those of X servers on this machine."""
+    if system.screens != "x11grab" or not sockets.is_dir():
+        return ()
+    names = [path.name for path in sockets.iterdir()]
+    numbers = sorted(int(name[1:]) for name in names if re.fullmatch(r"X\d+", name))
+    return tuple(f":{number}" for number in numbers)
+
+
 def webcam(
     wanted: str,
     *,
@@ -117,19 +130,24 @@ def webcam(
     if not there:
         raise InputError("no camera is found: plug one in, or allow this program to use it")
     found = _pick(wanted.strip() or "0", there)
+    known = ", ".join(f"{number} ({camera.description})" for number, camera in enumerate(there))
     if found is None:
-        known = ", ".join(f"{number} ({camera.description})" for number, camera in enumerate(there))
         raise InputError(f"there is no camera {wanted!r}: take one of {known}")
     return Opening(
         url=system.camera_url.format(found.name),
         shown=f"webcam:{found.name}",
         format=system.cameras,
         device=True,
+        there=known,
     )
 
 
 def screen(
-    wanted: str, *, system: Platform | None = None, environment: Mapping[str, str] = os.environ
+    wanted: str,
+    *,
+    system: Platform | None = None,
+    environment: Mapping[str, str] = os.environ,
+    screens: Callable[[Platform], Sequence[str]] = list_screens,
 ) -> Opening:
     """How to open the screen.
 
@@ -137,22 +155,26 @@ def screen(
         wanted: which, in the system's words, or nothing: the usual one.
         system: the system's ways, or None for this one's.
         environment: where the usual one may be named.
+        screens: finds the screens.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none; the message says which there are.
     """
     system = system or platform()
+    there = ", ".join(screens(system))
     url = wanted.strip() or system.screen_url
     if url.startswith("$"):
         url = environment.get(url[1:], "")
     if not url:
-        raise InputError(f"no screen is found: {system.advice}")
+        found = f"take one of {there} as in screen:{there.split(',')[0]}" if there else system.advice
+        raise InputError(f"no screen is found: {found}")
     return Opening(
         url=url,
         shown=f"screen:{wanted}",
         format=system.screens,
         options={"framerate": "30"},
         device=True,
+        there=there,
     )
 
 

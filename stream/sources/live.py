@@ -70,6 +70,7 @@ class Opening:
         format: FFmpeg's name of it, or None to find out.
         options: FFmpeg's.
         device: whether it is a camera or a screen of this machine.
+        there: the devices of its kind that there are, for people; empty where nobody knows.
         listens: whether to wait for somebody to connect and publish.
         paced: whether the source comes as fast as it is read, and is to be slowed down to its own times.
             Where the format is one of stored clips and playlists, it is so anyway.
@@ -84,6 +85,7 @@ class Opening:
     format: str | None = None
     options: dict[str, str] = field(default_factory=dict)
     device: bool = False
+    there: str = ""
     listens: bool = False
     paced: bool = False
     ends: bool = False
@@ -387,7 +389,7 @@ class LiveSource:
         if opening.device:
             return InputError(
                 f"{shown} does not open ({_reason(error)}): check that it is there, that you may use it, and"
-                " that nobody else does"
+                f" that nobody else does{opening.there and f' (there are: {opening.there})'}"
             )
         if opening.listens:
             return InputError(f"cannot listen at {shown} ({_reason(error)}): take another address or port")

@@ -1,10 +1,17 @@
 """Cameras and screens are found by what people call them; of one that is not there, it is told which are."""
 
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
+
 import av
+import numpy as np
 import pytest
 
 from toonstream.errors import InputError
-from toonstream.stream.sources.device import Camera, list_cameras, platform, screen, webcam
+from toonstream.stream.sources.device import Camera, list_cameras, list_screens, platform, screen, webcam
 from toonstream.stream.sources.live import LiveSource
 from toonstream.stream.sources.open import open_source
 from toonstream.stream.sources.timeline import Timeline
@@ -70,7 +77,16 @@ def test_the_usual_screen_and_a_named_one():
 
 def test_no_screen():
     with pytest.raises(InputError, match="no screen is found: set DISPLAY"):
-        screen("", system=LINUX, environment={})
+        screen("", system=LINUX, environment={}, screens=lambda system: ())
+    with pytest.raises(InputError, match="no screen is found: take one of :1, :9 as in screen::1"):
+        screen("", system=LINUX, environment={}, screens=lambda system: (":1", ":9"))
+
+
+def test_screens_are_those_of_x_servers(tmp_path):
+    for name in ("X9", "X1", "X10", "other"):
+        (tmp_path / name).touch()
+    assert list_screens(LINUX, tmp_path) == (":1", ":9", ":10")
+    assert list_screens(LINUX, tmp_path / "none") == list_screens(MAC, tmp_path) == ()
 
 
 def test_addresses_of_devices(monkeypatch):
@@ -82,6 +98,47 @@ def test_addresses_of_devices(monkeypatch):
 
 @pytest.mark.skipif("x11grab" not in av.formats_available, reason="needs FFmpeg's x11grab")
 def test_a_screen_that_does_not_open():
-    source = LiveSource(screen(":987", system=LINUX))
-    with pytest.raises(InputError, match=r"screen::987 does not open .* check that it is there"):
+    source = LiveSource(screen(":987", system=LINUX, screens=lambda system: (":1", ":9")))
+    with pytest.raises(InputError, match=r"screen::987 does not open .* check that .*\(there are: :1, :9\)$"):
         next(source.read(Timeline(), lambda format_: None))
+
+
+XVFB = shutil.which("Xvfb")
+
+
+@pytest.fixture
+def display(request) -> Iterator[str]:
+    """A screen of one colour that nobody looks at."""
+    reading, writing = os.pipe()
+    words = [
+        XVFB,
+        "-displayfd",
+        str(writing),
+        request.param,
+        "-screen",
+        "0",
+        "160x120x24",
+        "-nolisten",
+        "tcp",
+    ]
+    server = subprocess.Popen(words, pass_fds=[writing], stderr=subprocess.DEVNULL)
+    os.close(writing)
+    with os.fdopen(reading) as numbers:
+        yield f":{int(numbers.readline())}"
+    server.terminate()
+    server.wait()
+
+
+@pytest.mark.skipif("x11grab" not in av.formats_available, reason="needs FFmpeg's x11grab")
+@pytest.mark.skipif(XVFB is None, reason="needs Xvfb")
+@pytest.mark.parametrize(("display", "level"), [("-wr", 255), ("-br", 0)], indirect=["display"])
+def test_a_real_screen(display, level):
+    assert display in list_screens(LINUX)
+    source = LiveSource(open_source(f"screen:{display}"))
+    read = source.read(Timeline(), lambda format_: None)
+    frames = [frame for event, _ in zip(read, range(5), strict=False) for frame in [event.frame]]
+    read.close()
+    assert frames[0].image.shape == (120, 160, 3)
+    assert all(np.median(frame.image) == level for frame in frames)
+    times = [frame.pts * frame.time_base for frame in frames]
+    assert all(later > earlier for earlier, later in pairwise(times))
