@@ -2,7 +2,7 @@
 
     python bench/live.py media [--watchers 0 1 5 10]   CPU of the way in and out, without networks
     python bench/live.py churn [--visits 100]          watchers that come and go; memory before and after
-    python bench/live.py glass [--sizes 256 384] [--promises 200ms 400ms 800ms] [--seconds 20]
+    python bench/live.py glass [--sizes 256 384] [--promises 200ms 300ms 400ms 700ms] [--hogs 4]
 
 `media` compares three servers that give back what they are sent, 640×480 at 30 fps: ours (pictures through
 the whole server, a copy for a network); aiortc's own (the track handed back and relayed, decoded and encoded
@@ -11,7 +11,8 @@ back. The CPU is that of the server's process alone; camera and screens are in t
 
 `glass` measures from glass to glass: the camera shows a light band that moves from place to place, and what
 counts is the time from there to the screen, through two encoders, two decoders, and the networks that ship,
-in `toonstream serve`.
+in `toonstream serve`. A row takes half a minute and no more: one in which nothing is shown says so. With
+`--hogs`, so many other processes want the cores while it is measured; so do camera and screen.
 """
 
 import argparse
@@ -32,16 +33,19 @@ from aiohttp import web
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.contrib.media import MediaRelay
 from av import VideoFrame
+from hogs import hogs
 from numpy.typing import NDArray
 
 from toonstream.server.app import Server
 from toonstream.server.live import Catalogue, Change, Deliver, Ended
 from toonstream.server.settings import Limits, ServerSettings
 from toonstream.stream.frame import Frame
+from toonstream.stream.live.statistics import Percentiles
 
 _WIDTH, _HEIGHT, _RATE = 640, 480, 30
 _SDP = {"Content-Type": "application/sdp"}
 _SETTLE = 3.0  # seconds that are not measured
+_START, _FIRST = 180.0, 10.0  # seconds that a server may take to begin, and the first picture
 _LIMITS = Limits(offers_per_minute=1e6, changes_per_second=1e6)
 
 
@@ -229,9 +233,9 @@ class Screen:
 
         self._watching = asyncio.create_task(look())
 
-    async def first(self) -> None:
+    async def first(self, seconds: float = 60.0) -> None:
         """Wait for a picture."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(seconds):
             while not self.frames:
                 await asyncio.sleep(0.02)
 
@@ -324,14 +328,27 @@ async def _at_once(visit: Callable[[], "asyncio._CoroutineLike[float]"], count: 
     return list(await asyncio.gather(*(visit() for _ in range(count))))
 
 
-async def _glass(sizes: Sequence[int], promises: Sequence[str], seconds: float, engine: str) -> None:
-    print("| side | promise | p50 | p95 | longest | changes seen | fps | server p50 | p99 | plan |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+async def _glass(
+    sizes: Sequence[int], promises: Sequence[str], seconds: float, engine: str, busy: int
+) -> None:
+    print(f"{seconds:g} s a row, {busy} other programs that want the cores; milliseconds\n")
+    print("| side | promise | p50 | p95 | p99 | changes | fps | server p50 | p95 | p99 | plan | dropped |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for side in sizes:
         for promise in promises:
+            row = f"| {side} | {promise} "
             words = ["--size", str(side), "--latency", promise, "--engine", engine]
-            async with toonstream_serve(words) as (url, _), aiohttp.ClientSession(url) as http:
-                await _flashes(http, f"| {side} | {promise} ", seconds)
+            try:
+                async with (
+                    asyncio.timeout(_START) as limit,
+                    toonstream_serve(words) as (url, _),
+                    aiohttp.ClientSession(url) as http,
+                ):
+                    limit.reschedule(asyncio.get_running_loop().time() + _FIRST + 2 * _SETTLE + seconds + 5.0)
+                    row += await _flashes(http, seconds, busy)
+            except TimeoutError:
+                row += "| nothing was shown in time " + 9 * "| "
+            print(f"{row}|", flush=True)
 
 
 @asynccontextmanager
@@ -354,8 +371,9 @@ async def toonstream_serve(words: Sequence[str]) -> AsyncIterator[tuple[str, psu
         await draining
 
 
-async def _flashes(http: aiohttp.ClientSession, row: str, seconds: float) -> None:
-    period, bands = 37, 8  # frames from one place to the next, which is no multiple of any stride; places
+async def _flashes(http: aiohttp.ClientSession, seconds: float, busy: int) -> str:
+    """The cells of a row: how long after its capture a change is seen."""
+    period, bands = 13, 8  # frames from one place to the next, which is no multiple of any stride; places
     sent: dict[int, float] = {}
     seen: list[tuple[float, float]] = []  # when, and how long after it was sent
     place = -1
@@ -381,22 +399,36 @@ async def _flashes(http: aiohttp.ClientSession, row: str, seconds: float) -> Non
                 seen.append((now, now - sent[number]))
 
     screen = Screen()
-    await screen.connect(http, "/whip", Camera(picture), shown)
-    await screen.first()
-    await asyncio.sleep(3 * _SETTLE)  # the controller finds its plan
-    begin, frames = time.perf_counter(), screen.frames
-    await asyncio.sleep(seconds)
-    fps = (screen.frames - frames) / (time.perf_counter() - begin)
-    figures = await (await http.get(f"{screen.location}/statistics")).json()
-    await screen.close()
-    delays = sorted(delay for when, delay in seen if when >= begin)
+    try:
+        await screen.connect(http, "/whip", Camera(picture), shown)
+        await screen.first(_FIRST)
+        await asyncio.sleep(2 * _SETTLE)  # the controller finds its plan
+        with hogs(busy):
+            begin, frames = time.perf_counter(), screen.frames
+            await asyncio.sleep(seconds)
+            fps = (screen.frames - frames) / (time.perf_counter() - begin)
+            async with http.get(f"{screen.location}/statistics") as response:
+                figures = await response.json()
+    finally:
+        await screen.close()
+    waited = Percentiles.of(delay for when, delay in seen if when >= begin)
     core, of_server = figures["core"], figures["latency_ms"]
     plan = core["plan"] or {}
-    said = f"{plan.get('size')}, T {plan.get('steps')}, d {plan.get('window')}, s {plan.get('stride')}"
+    drawn = "x".join(str(side) for side in plan.get("size", ()))
+    said = f"{drawn}, T {plan.get('steps')}, d {plan.get('window')}, s {plan.get('stride')}"
     said += f", 1 in {plan.get('every')}"
-    part = [f"{1000 * delays[min(len(delays) - 1, int(p * len(delays)))]:.0f}" for p in (0.5, 0.95, 1.0)]
-    row += f"| {' | '.join(part)} | {len(delays)} | {fps:.1f} "
-    print(f"{row}| {of_server.get('p50')} | {of_server.get('p99')} | {said} |", flush=True)
+    dropped = [
+        f"{place} {reason} {count}"
+        for place, reasons in core["dropped"].items()
+        for reason, count in reasons.items()
+    ]
+    parts = [_milliseconds(part) for part in (waited.p50, waited.p95, waited.p99)]
+    parts += [str(waited.count), f"{fps:.1f}", *(str(of_server.get(part)) for part in ("p50", "p95", "p99"))]
+    return f"| {' | '.join([*parts, said, ', '.join(dropped) or 'none'])} "
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "none" if seconds is None else f"{1000 * seconds:.0f}"
 
 
 def main() -> None:
@@ -406,8 +438,9 @@ def main() -> None:
     parser.add_argument("--watchers", type=int, nargs="+", default=[0, 1, 5, 10])
     parser.add_argument("--visits", type=int, default=100)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 384])
-    parser.add_argument("--promises", nargs="+", default=["200ms", "400ms", "800ms"])
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--promises", nargs="+", default=["200ms", "300ms", "400ms", "700ms"])
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--hogs", type=int, default=0, help="other processes that want the cores, of glass")
     parser.add_argument("--engine", default="auto")
     options = parser.parse_args()
     if options.serve:
@@ -417,7 +450,7 @@ def main() -> None:
     elif options.what == "churn":
         asyncio.run(_churn(options.visits))
     else:
-        asyncio.run(_glass(options.sizes, options.promises, options.seconds, options.engine))
+        asyncio.run(_glass(options.sizes, options.promises, options.seconds, options.engine, options.hogs))
 
 
 if __name__ == "__main__":

@@ -2,29 +2,33 @@
 
     python bench/live_core.py [--engine openvino] [--sizes 256 384] [--promises 200ms 300ms …] [--seconds 3]
     python bench/live_core.py --sessions 3 --promises 400ms --sizes 256
+    python bench/live_core.py --hogs 4 --promises 300ms --sizes 256 --seconds 60
 
 A picture that moves is offered at 30 fps, as a camera would. Capture is when a frame is offered; the other
 glass is where its toon is shown, if it is shown in order and evenly (see stream/delay.py). What has to
-be built is built before the clock starts.
+be built is built before the clock starts. With `--hogs`, so many other processes want the cores from a third
+of the measured time on, for a third of it; frames are then offered as late as this process is let.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
+from hogs import hogs
 from numpy.typing import NDArray
 
 from toonstream.config import Size
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.stream.clock import monotonic
-from toonstream.stream.delay import Delay
+from toonstream.stream.delay import Delay, longest_delay
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.session import LiveSession, LiveToon
@@ -47,7 +51,8 @@ class Viewer:
     since: float = float("inf")
 
     def __post_init__(self) -> None:
-        self.delay = Delay(initial=self.settings.latency or 0.0)
+        promise = self.settings.latency
+        self.delay = Delay(initial=promise or 0.0, limit=longest_delay(promise))
         self.session = LiveSession(self.shared, self.settings, deliver=self._take)
 
     def _take(self, toon: LiveToon) -> None:
@@ -72,7 +77,14 @@ def moving(size: int, frames: int) -> list[NDArray[np.uint8]]:
 
 
 def measure(
-    shared: SharedNetworks, settings: LiveSettings, size: int, *, sessions: int, seconds: float, settle: float
+    shared: SharedNetworks,
+    settings: LiveSettings,
+    size: int,
+    *,
+    sessions: int,
+    seconds: float,
+    settle: float,
+    busy: int,
 ) -> dict[str, object]:
     """Offer frames in real time to some sessions at once: what came of those after the first seconds."""
     pictures = moving(size, FPS)
@@ -81,13 +93,19 @@ def measure(
     begin = monotonic()
     for viewer in viewers:
         viewer.since = begin + settle
-    for place in range(round((settle + seconds) * FPS)):
-        due = begin + place / FPS
-        time.sleep(max(0.0, due - monotonic()))
-        for viewer in viewers:
-            picture = pictures[place % len(pictures)]
-            pts = round(place / FPS / TIME_BASE)
-            viewer.session.offer(Frame(index=place, pts=pts, time_base=TIME_BASE, image=picture), monotonic())
+    with ExitStack() as others:
+        for place in range(round((settle + seconds) * FPS)):
+            if place == round((settle + seconds / 3) * FPS):
+                others.enter_context(hogs(busy))
+            elif place == round((settle + 2 * seconds / 3) * FPS):
+                others.close()
+            due = begin + place / FPS
+            time.sleep(max(0.0, due - monotonic()))
+            for viewer in viewers:
+                picture = pictures[place % len(pictures)]
+                pts = round(place / FPS / TIME_BASE)
+                frame = Frame(index=place, pts=pts, time_base=TIME_BASE, image=picture)
+                viewer.session.offer(frame, due)
     figures = [viewer.session.statistics() for viewer in viewers]
     for viewer in viewers:
         viewer.session.close()
@@ -107,6 +125,8 @@ def measure(
         "shown": shown,
         "kept": all(figure.kept for figure in figures),
         "changes": sum(event.kind == "plan" for event in figures[0].events) - 1,
+        "events": [(round(event.at - begin, 2), event.message) for event in figures[0].events],
+        "dropped": {f"{drop.place} {drop.reason}": drop.count for drop in figures[0].drops},
         "stages": {name: value.p50 for name, value in figures[0].stages.items()},
     }
 
@@ -128,7 +148,7 @@ def report(rows: Sequence[dict[str, object]]) -> None:
         asked = "none" if not isinstance(promise, float) else f"{1000 * promise:.0f}"
         print(
             f"{row['size']!s:6}{asked:>8}{row['fps']:7.1f}  {milliseconds(committed)}  {milliseconds(shown)}"
-            f"   {row['plan']}{'' if row['kept'] else '  (not kept)'}"
+            f"   {row['plan']}{'' if row['kept'] else '  (not kept)'}; dropped: {row['dropped']}"
         )
 
 
@@ -145,6 +165,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="measured, of each run")
     parser.add_argument("--settle", type=float, default=1.0, help="before that")
+    parser.add_argument("--hogs", type=int, default=0, help="other processes that want the cores for a while")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     engine = open_engine(options.engine)
@@ -166,6 +187,7 @@ def main() -> None:
                     sessions=options.sessions,
                     seconds=options.seconds,
                     settle=options.settle,
+                    busy=options.hogs,
                 )
             )
     report(rows)

@@ -223,7 +223,7 @@ class Lane(Generic[T]):
             self._timed("wait", "encode", begin - came)
             if self._leading:
                 self._delay.ready(self._captured_at(item), came)
-            if self._waiting and begin > self._delay.due(self._captured_at(item)) + OVERDUE:
+            if self._waiting and begin > self._delay.latest(self._captured_at(item), grace=OVERDUE):
                 self._dropped("encode", "late")
                 continue
             packets = await loop.run_in_executor(

@@ -132,6 +132,7 @@ class Session:
         )
         self.stage.connect(self.peer, tracks)
         self.change_so_far = change
+        self.stage.promise(change.latency or self._settings.latency)
         self._live = await self._loop.run_in_executor(
             None, open_live, change, self._deliver_from_thread, self._fail_from_thread
         )
@@ -151,6 +152,8 @@ class Session:
         if self._live is not None:
             self._live.change(change)
         self.change_so_far = Change(**{**_asked(self.change_so_far), **_asked(change)})
+        if change.latency:
+            self.stage.promise(change.latency)
 
     async def refresh(self) -> None:
         """Read how everything does; on a thread, since there is a lot to sort."""

@@ -16,7 +16,7 @@ from toonstream.server.sdp import Offer
 from toonstream.server.settings import ServerSettings
 from toonstream.server.tracks import LaneTrack
 from toonstream.stream.clock import monotonic
-from toonstream.stream.delay import Delay
+from toonstream.stream.delay import Delay, longest_delay
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.statistics import Meter
 
@@ -83,7 +83,7 @@ class Stage:
         self._threads = threads
         self._metrics = metrics
         self._began = monotonic()
-        self._delay = Delay(initial=settings.latency)
+        self._delay = Delay(initial=settings.latency, limit=longest_delay(settings.latency))
         self._last: Frame | None = None
         self._holding: asyncio.Task[None] | None = None
         self._pictures = {codec: self._picture_lane(codec) for codec in _CODECS}
@@ -106,6 +106,10 @@ class Stage:
     def held(self) -> bool:
         """Whether nobody publishes, and the last picture is shown."""
         return self._holding is not None
+
+    def promise(self, seconds: float) -> None:
+        """So many seconds from capture are promised now: what is much later delays nothing else."""
+        self._delay.limit = longest_delay(seconds)
 
     def lane(self, codec: str) -> Lane[Picture] | Lane[tuple[AudioFrame, float]]:
         """What encodes the toon, or its sound, with a codec."""

@@ -7,7 +7,7 @@ import heapq
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from toonstream.stream.delay import Delay
+from toonstream.stream.delay import Delay, longest_delay
 from toonstream.stream.frame import Frame
 from toonstream.stream.sources.sound import Sound
 
@@ -36,6 +36,9 @@ class Playout:
     that go on, so that nobody at the other end hangs up. Toons from before these times come too late, if the
     source catches up; if it stays behind, its times are moved.
 
+    Args:
+        promise: seconds from capture that are promised, or None: what is much later delays nothing else.
+
     Attributes:
         late: toons that were not shown because a later time had been shown already.
         lost: packets of sound likewise, or that had no room.
@@ -43,8 +46,8 @@ class Playout:
         shift: seconds that times were moved by.
     """
 
-    def __init__(self) -> None:
-        self._delay = Delay(initial=0.0)
+    def __init__(self, *, promise: float | None = None) -> None:
+        self._delay = Delay(initial=0.0, limit=longest_delay(promise))
         self.late = self.lost = self.repeated = 0
         self.shift = Fraction(0)
         self._late_since: float | None = None

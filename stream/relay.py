@@ -185,6 +185,7 @@ class Relay:
             beginning of a clip is not lost to the building of engines.
         beside: whether to show the source to the left of the toon.
         bit_rate: of the pictures, for networks; None: by their size.
+        promise: seconds from capture that are promised, or None.
         clock: seconds; the session's.
     """
 
@@ -200,6 +201,7 @@ class Relay:
         prepare: Callable[[tuple[int, int]], None] | None = None,
         beside: bool = False,
         bit_rate: int | None = None,
+        promise: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._source = source
@@ -214,7 +216,7 @@ class Relay:
         self._clock = clock
         self._began = clock()
         self._timeline = Timeline()
-        self._playout = Playout()
+        self._playout = Playout(promise=promise)
         self._waiting: deque[LiveToon] = deque()  # for going out, in order
         self._changed = threading.Condition()
         self._state = "opening"

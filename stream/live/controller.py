@@ -1,14 +1,17 @@
 """Keeps a promised latency: picks what the machine can do in time, from what it is measured to cost.
 
 A frame waits for the look-ahead, R_T frames, which at f frames a second is R_T / f seconds; then for the T
-windows that commit it, and its decoding. What is asked for gives way in this order until the promise is kept:
-size, steps, window and stride, then frame rate. It comes back in the opposite order, when there has been room
-for it for a while; every time that turns out too early, the while gets longer. Pure: told the time, it tells
-what to run.
+windows that commit it, and its decoding. By how much frames turn out to be older than that, once they are
+final, is learnt, whatever the reason; where other programs want the cores too, that is most of their age.
+What is asked for gives way in this order until the promise is kept: size, steps, window and stride, then
+frame rate. It comes back in the opposite order, when there has been room for it for a while; every time that
+turns out too early, the while gets longer. Pure: told the time, it tells what to run.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from statistics import median
 
 from toonstream.config import Mode
 from toonstream.stream.live.costs import Costs, Shape
@@ -26,10 +29,13 @@ _ENTER_LATENCY, _ENTER_LOAD = 0.85, 0.75  # of the promise, and of the time: wha
 _STAY_LATENCY, _STAY_LOAD = 1.0, 0.93  # to be kept
 _PATIENCE = 2  # decisions in a row that find the plan wanting before it is left
 _HOLD = 4.0  # seconds that a better plan must have fitted before it is taken
-_LONGEST_HOLD = 120.0  # seconds; what _HOLD grows to, doubling
-_MOST_EXCESS = 0.3  # of the promise: unforeseen latency that is believed
+_LONGEST_HOLD = 30.0  # seconds; what _HOLD grows to, doubling
+_MOST_EXCESS = 0.8  # of the promise: unforeseen latency that is believed
 _PERIOD = 1.0  # seconds over which the worst unforeseen latency is taken
-_LEARN = 0.4  # of the way to it
+_PERIODS = 3  # of which the middle one counts: what happens once is nothing to go by
+_LEARN, _UNLEARN = 0.4, 0.15  # of the way to it, where it is more, and where it is less
+_LOSSES = 3.0  # seconds between two losses of all that was in flight that belong together
+_OVERLOAD = 0.1  # of the promise: what it counts as to need the double of the time there is
 _LOOK = 0.25  # seconds between two looks for a better plan
 _LOOK_AGAIN = 1.0  # the same where none kept the promise
 
@@ -40,7 +46,8 @@ class Forecast:
 
     Attributes:
         latency: seconds from capture to commit of the frame that waits longest.
-        load: of the time between frames, the part that is needed; above 1 it cannot keep up.
+        load: of the time between frames, the part that is needed; above 1 it cannot keep up, and frames are
+            left out.
     """
 
     latency: float
@@ -78,13 +85,16 @@ class Forecaster:
 
     def lookahead(self, plan: Plan) -> float:
         """Seconds of it: the least that a frame can wait."""
+        return self._frames_ahead(plan) * plan.every / self._fps
+
+    def _frames_ahead(self, plan: Plan) -> int:
         key = plan.window, plan.stride, plan.steps, plan.mode
         if key not in self._lookaheads:
             windows = Windows(length=plan.window, stride=plan.stride)
             # An anchored window has all its steps as soon as its new frames are there.
             anchored = plan.mode == "anchored"
             self._lookaheads[key] = plan.stride - 1 if anchored else windows.lookahead(steps=plan.steps)
-        return self._lookaheads[key] * plan.every / self._fps
+        return self._lookaheads[key]
 
     def __call__(self, plan: Plan) -> Forecast:
         """What a plan would be like."""
@@ -94,10 +104,11 @@ class Forecaster:
         before, window, after = self._parts[key]
         burst = plan.steps * window
         needed = burst + plan.stride * (before + after)
-        return Forecast(
-            latency=self.lookahead(plan) + before + burst + after,
-            load=needed * self._fps / (plan.every * plan.stride),
-        )
+        period = plan.every / self._fps
+        load = needed / (period * plan.stride)
+        # Where it cannot keep up, frames are taken in as slowly as it can, and wait for the window before.
+        waits = self._frames_ahead(plan) * period * max(1.0, load) + (needed if load > 1.0 else 0.0)
+        return Forecast(latency=waits + before + burst + after, load=load)
 
     def _measure(self, plan: Plan) -> tuple[float, float, float]:
         """Seconds of a frame's way to the window, of a window at one step, and of a frame's way from it."""
@@ -144,6 +155,7 @@ class Controller:
         self._plan: Plan | None = None
         self._excess = 0.0
         self._hold = _HOLD
+        self._lost_at = float("-inf")
         self.ask(wish, promise=promise, multiple=multiple)
 
     def ask(self, wish: Plan, *, promise: float | None, multiple: int = 1) -> None:
@@ -155,6 +167,11 @@ class Controller:
         self._fits_since: float | None = None
         self._improved_at = self._relaxed_at = self._looked_at = float("-inf")
         self._worst: tuple[float, float] | None = None  # (since, seconds)
+        self._missed: deque[float] = deque(maxlen=_PERIODS)  # seconds at worst, of each of the last periods
+
+    def forecast(self, plan: Plan, *, fps: float) -> Forecast:
+        """What a plan would be like, by what runs take now; `fps` frames are captured a second."""
+        return Forecaster(self._costs, fps=fps)(plan)
 
     def bar(self, plan: Plan) -> None:
         """Leave out what cannot be built: all plans of this size, window and stride, but not the last."""
@@ -169,7 +186,8 @@ class Controller:
     def observe_latency(self, seconds: float, *, fps: float, now: float) -> None:
         """Note how long a frame took that was captured and committed under the plan in force.
 
-        What the forecast misses is learnt from the worst frames: waiting behind others, uneven capture.
+        What the forecast misses is learnt from the worst frames: waiting behind others, uneven capture, other
+        programs on the cores. That comes and goes, so it is believed sooner than it is forgotten.
         """
         if self._promise is None or self._plan is None:
             return
@@ -177,12 +195,27 @@ class Controller:
         since, worst = self._worst or (now, 0.0)
         self._worst = since, max(worst, missed)
         if now - since >= _PERIOD:
-            worst = min(max(0.0, self._worst[1]), _MOST_EXCESS * self._promise)
-            self._excess += _LEARN * (worst - self._excess)
+            self._missed.append(min(max(0.0, self._worst[1]), _MOST_EXCESS * self._promise))
+            usual = median(self._missed)
+            self._excess += (_LEARN if usual > self._excess else _UNLEARN) * (usual - self._excess)
             self._worst = None
 
+    def observe_loss(self, seconds: float, *, fps: float, now: float) -> None:
+        """Note that all frames in flight were given up, so many seconds old; twice in a row says enough."""
+        if self._promise is None:
+            return
+        self.observe_latency(seconds, fps=fps, now=now)
+        if now - self._lost_at < _LOSSES:
+            self._excess = _MOST_EXCESS * self._promise
+        self._lost_at = now
+
     def decide(
-        self, *, fps: float, now: float, ready: Callable[[Plan], bool] = lambda plan: True
+        self,
+        *,
+        fps: float,
+        now: float,
+        ready: Callable[[Plan], bool] = lambda plan: True,
+        urgent: bool = False,
     ) -> Decision:
         """Say what to run; ask at window boundaries only.
 
@@ -190,6 +223,7 @@ class Controller:
             fps: frames captured a second.
             now: seconds by a clock.
             ready: whether a plan could be run at once, with no engine to be built first.
+            urgent: whether a plan that is found wanting is to be left at once.
         """
         plan = self._plan
         if self._promise is None:
@@ -201,7 +235,7 @@ class Controller:
             return self._fall(forecaster, now, ready)
         if not self._fits(plan, forecaster, _STAY_LATENCY, _STAY_LOAD):
             self._fits_since = None
-            self._wanting += 1
+            self._wanting += _PATIENCE if urgent else 1
             if self._wanting < _PATIENCE or (not self._kept and now - self._looked_at < _LOOK_AGAIN):
                 return Decision(plan=plan, desired=plan, kept=self._kept)
             return self._fall(forecaster, now, ready)
@@ -261,10 +295,10 @@ class Controller:
         return expected.latency <= allowed and expected.load <= load
 
     def _misses(self, plan: Plan, forecaster: Forecaster) -> float:
-        """By how much a plan misses the promise: one that cannot keep up misses it without end."""
+        """By how much a plan misses the promise, and a little for what it would have to leave out."""
         assert self._promise is not None
         expected = forecaster(plan)
-        return expected.latency / self._promise + 100.0 * max(0.0, expected.load - _ENTER_LOAD)
+        return expected.latency / self._promise + _OVERLOAD * max(0.0, expected.load - _ENTER_LOAD)
 
 
 def _built_alike(one: Plan, other: Plan) -> bool:

@@ -97,6 +97,7 @@ class LiveCore(Generic[V]):
         self._flight = Flight()
         self._delivered = 0
         self._ahead = 0.0  # seconds that a frame takes from here on, as it was forecast last
+        self._limit: float | None = None  # seconds that frames may be old when they are final
         self._timed = self._rest = 0.0  # seconds since the last boundary, that stages took and that none did
         self._rested = False  # whether they count
         self._desired: tuple[Plan, float] | None = None  # what is not ready, and since when it is desired
@@ -165,6 +166,7 @@ class LiveCore(Generic[V]):
             self._restyle()
         if source[0] > self._source_width:
             self._grow(source)
+        self._let_go()
         self._cut(frame)
         assert self._switching is not None
         assert self._track is not None
@@ -265,6 +267,7 @@ class LiveCore(Generic[V]):
     def _aim(self) -> None:
         """Tell the controller what is wished for."""
         wish, promise = wished(self._render, self._output), self._settings.latency
+        self._limit = None if promise is None else LATEST * promise
         if self._controller is None:
             self._controller = Controller(self._costs, wish, promise=promise, multiple=self._studio.multiple)
         else:
@@ -315,29 +318,54 @@ class LiveCore(Generic[V]):
         shown = ", ".join(f"{lora.file} at {lora.weight:g}" for lora in wanted) or "no LoRA"
         self.say("loras", f"goes over to {shown} within {self._settings.blend} windows")
 
-    def _decide(self) -> None:
+    def _let_go(self) -> None:
+        """Where all that is in flight is too late already, begin anew: it is not worth another window."""
+        now = self._clock()
+        if not self._flight.is_lost(now=now, limit=self._limit):
+            return
+        assert self._controller is not None
+        assert self._switching is not None
+        assert self._aimed is not None
+        age, count = self._flight.lose(now=now)
+        self.meter.drop("window", "late", count)
+        self._controller.observe_loss(age, fps=self._fps(), now=now)
+        self._decide(urgent=True)
+        self._switching.abandon(replace(self._aimed, every=1))
+        self._settled_at, self._since_cut = now, 0
+
+    def _decide(self, *, urgent: bool = False) -> None:
         """Let the controller say what runs from here on."""
         assert self._controller is not None
         assert self._switching is not None
-        decision = self._controller.decide(fps=self._fps(), now=self._clock(), ready=self._studio.is_ready)
+        decision = self._controller.decide(
+            fps=self._fps(), now=self._clock(), ready=self._studio.is_ready, urgent=urgent
+        )
         self._make_ready(decision)
         self._promise_kept(decision)
         plan = decision.plan
         self._ahead = self._controller.forecast(plan, fps=self._fps()).latency
+        if self._settings.latency is not None:
+            # Where the promise cannot be kept, what can be kept takes its place.
+            least = self._settings.latency if decision.kept else max(self._settings.latency, self._ahead)
+            self._limit = LATEST * least
         if plan == self._aimed:
             return
         self._switching.ask(replace(plan, every=1))
         self._take_up(plan, f"goes over to {plan}")
 
     def _make_ready(self, decision: Decision) -> None:
-        """Have what is desired built, once that has been the same for a while: it costs what all run on."""
+        """Have what is desired built: at once where a plan is left for it, else once that has lasted a while.
+
+        Building takes what all run on: nothing is built for the sake of a moment.
+        """
         desired, now = decision.desired, self._clock()
         if desired == decision.plan or self._studio.is_ready(desired):
             self._desired = None
             return
         if self._desired is None or self._desired[0] != desired:
             self._desired = desired, now
-        if self._settings.latency is not None and now - self._desired[1] < _SETTLED:
+        hurry = self._settings.latency is None or not decision.kept or decision.plan != self._aimed
+        if not hurry and now - self._desired[1] < _SETTLED:
             return
         reason = self._studio.request(desired)
         if reason is not None and desired != self._refused:
@@ -392,15 +420,9 @@ class LiveCore(Generic[V]):
 
         return Skipping(segment, threshold=skip, patience=_STILL_PATIENCE, alike=alike)
 
-    @property
-    def _limit(self) -> float | None:
-        """Seconds that frames may be old when they are final."""
-        return None if self._settings.latency is None else LATEST * self._settings.latency
-
     def _comes_late(self, captured_at: float) -> bool:
         """Whether a frame that waits could not be shown in time any more; on the worker's thread."""
-        limit = self._limit
-        return limit is not None and self._clock() - captured_at + self._ahead > limit
+        return self._limit is not None and self._clock() - captured_at + self._ahead > self._limit
 
     def _gives_up(self, frame: Frame) -> bool:
         return self._flight.gives_up(frame.index, now=self._clock(), limit=self._limit)

@@ -10,6 +10,7 @@ __all__ = ["Costs", "Shape"]
 _RISE = 0.4  # of the way to a higher value, an observation
 _FALL = 0.15  # of the way to a lower one: slower, so that what is uneven is taken for its slow side
 _NEW = 6  # observations of a shape until it counts as known
+_STEEPEST = 1.5  # the highest power of the number of pixels that a cost may grow with
 
 
 class Shape(NamedTuple):
@@ -31,6 +32,7 @@ class Costs:
     The middle of three observations is what counts, so that one hiccup is nothing; then an exponentially
     weighted mean. What makes a stage slower in the shape in use, another program say, makes it slower in all
     alike: a change there moves the others with it, and the ratios between them stay as they were measured.
+    As far as they can be: what was measured in a bad moment, and never again, is not believed for ever.
     A shape that was never run is guessed from the nearest, in proportion to its pixels.
     """
 
@@ -57,17 +59,21 @@ class Costs:
         before, value = known[shape], median(latest)
         after = before + (_RISE if value > before else _FALL) * (value - before)
         if before > 0.0:
-            self._scale(stage, after / before, apart_from=shape)
+            known[shape] = after
+            self._scale(stage, after / before, by=shape)
         known[shape] = after
 
-    def _scale(self, stage: str, factor: float, *, apart_from: Shape) -> None:
+    def _scale(self, stage: str, factor: float, *, by: Shape) -> None:
         """Take it that the other shapes have changed likewise, what was observed of them included."""
         known = self._seconds[stage]
         for each in known:
-            if each != apart_from:
-                known[each] *= factor
+            if each != by and known[each] > 0.0:
+                ratio = each.pixels / by.pixels
+                least, most = known[by] * min(1.0, ratio**_STEEPEST), known[by] * max(1.0, ratio**_STEEPEST)
+                scale = min(max(known[each] * factor, least), most) / known[each]
+                known[each] *= scale
                 latest = self._latest[stage, each]
-                latest.extend([seconds * factor for seconds in latest])  # its length is bounded
+                latest.extend([seconds * scale for seconds in latest])  # its length is bounded
 
     def seconds(self, stage: str, shape: Shape) -> float:
         """What a run of a stage takes; 0 where it was never observed."""

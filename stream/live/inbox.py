@@ -1,4 +1,4 @@
-"""Where captured frames wait for the worker: bounded, the oldest gives way, every drop counted."""
+"""Where captured frames wait for the worker: bounded, what is old gives way, every drop counted."""
 
 import threading
 from collections import deque
@@ -25,14 +25,23 @@ class Captured:
 class Inbox:
     """Takes frames from any thread; gives them to one worker.
 
+    Where frames are left out for the sake of the rate, the latest of those is kept in reserve: it is taken
+    where all others have become too old.
+
     Args:
-        dropped: told the reason, on the offering thread, of every frame that does not come through.
+        dropped: told the reason, on any thread, of every frame that does not come through.
+        is_late: says, given when a frame was captured, whether it is too old to be worth taking; asked when
+            it is its turn. The newest frame is taken all the same.
     """
 
-    def __init__(self, dropped: Callable[[str], object]) -> None:
+    def __init__(
+        self, dropped: Callable[[str], object], *, is_late: Callable[[float], bool] = lambda at: False
+    ) -> None:
         self._dropped = dropped
+        self._is_late = is_late
         self._changed = threading.Condition()
         self._waiting: deque[Captured] = deque()
+        self._spare: Captured | None = None  # after all that wait
         self._capacity = 2
         self._every = 1
         self._phase = 0
@@ -54,8 +63,9 @@ class Inbox:
 
     @property
     def waiting(self) -> int:
-        """Frames in it."""
-        return len(self._waiting)
+        """Frames in it; the one in reserve counts."""
+        with self._changed:
+            return len(self._waiting) + (self._spare is not None)
 
     def set(self, *, capacity: int, every: int) -> None:
         """Hold at most `capacity` frames, and keep one of `every` that come."""
@@ -77,8 +87,11 @@ class Inbox:
             else:
                 self._times.append(captured.at)
                 self._phase = (self._phase + 1) % self._every
-                if self._phase:
+                if self._spare is not None:
+                    self._spare = None
                     reasons.append("rate")
+                if self._phase:
+                    self._spare = captured
                 else:
                     self._waiting.append(captured)
                     while len(self._waiting) > self._capacity:
@@ -92,16 +105,38 @@ class Inbox:
         """Take no more in; with `drop`, what waits goes too."""
         with self._changed:
             self._ended = True
-            gone = len(self._waiting) if drop else 0
+            reasons = ["closed"] * len(self._waiting) if drop else []
             if drop:
                 self._waiting.clear()
+            if self._spare is not None:
+                self._spare = None
+                reasons.append("rate")
             self._changed.notify()
-        for _ in range(gone):
-            self._dropped("closed")
+        for reason in reasons:
+            self._dropped(reason)
 
     def take(self, *, wait: bool = True) -> Captured | None:
-        """The oldest frame; None once ended and empty, or, without `wait`, where there is none now."""
+        """The oldest frame that is not late, or else the newest.
+
+        None once ended and empty, or, without `wait`, where there is none now.
+        """
+        late = 0
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
-            return self._waiting.popleft() if self._waiting else None
+            taken = self._waiting.popleft() if self._waiting else None
+            while taken is not None and self._is_late(taken.at) and (newer := self._newer()) is not None:
+                taken = newer
+                late += 1
+        for _ in range(late):
+            self._dropped("late")
+        return taken
+
+    def _newer(self) -> Captured | None:
+        """What comes after those that were taken."""
+        if self._waiting:
+            return self._waiting.popleft()
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            self._phase = 0  # the next one is kept as long after it as after any other
+        return spare

@@ -23,16 +23,17 @@ from toonstream.export.loras import lora_sources
 from toonstream.export.shapes import Envelope
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
 from toonstream.stream.clock import Clock, monotonic
-from toonstream.stream.conditions import padded_size
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import ladder
-from toonstream.stream.live.core import Observe, Run, wished
+from toonstream.stream.live.core import wished
 from toonstream.stream.live.fading import Fade, FadedNetwork
 from toonstream.stream.live.segment import StylizerSegment
 from toonstream.stream.live.settings import LiveSettings, Plan
+from toonstream.stream.live.studio import Observe, Run
 from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.turns import Turns
 from toonstream.stream.live.words import Words
+from toonstream.stream.sizes import padded_size
 
 __all__ = ["SharedNetworks", "TakingTurns", "Variant"]
 
@@ -323,6 +324,7 @@ class SharedNetworks:
         size: tuple[int, int],
         observe: Observe,
         fade: Fade[Variant] | None = None,
+        gives_up: Callable[[Frame], bool] = lambda frame: False,
     ) -> StylizerSegment:
         """Start a stream that gives toons of `size`.
 
@@ -332,6 +334,7 @@ class SharedNetworks:
             size: (width, height) of the toons.
             observe: is told of every run in it, on its thread.
             fade: what it is drawn with, as that changes; None is the model as it is.
+            gives_up: asked of every frame that is final whether it need not be decoded any more.
         """
 
         def told(run: Run) -> None:
@@ -358,6 +361,7 @@ class SharedNetworks:
             boundary=self._boundary,
             clock=self._clock,
             conditions_took=lambda seconds: told(Run(stage="conditions", frames=1, seconds=seconds)),
+            gives_up=gives_up,
         )
 
     def is_ready(self, plan: Plan) -> bool:
@@ -387,11 +391,17 @@ class SharedNetworks:
         self._ready.add(self._built(plan))
 
     def request(self, plan: Plan) -> str | None:
-        """Prepare a plan on another thread, one after the other; say why where that has failed."""
+        """Prepare a plan on another thread, unless another is being prepared; say why where that has failed.
+
+        What takes the cores from what runs is done for one plan at a time. Whoever still wants another
+        afterwards asks again.
+        """
         built = self._built(plan)
         with self._lock:
             if built in self._requested:
                 return self._refused.get(built)
+            if any(each not in self._ready and each not in self._refused for each in self._requested):
+                return None
             self._requested.add(built)
         self._preparer.submit(self._try_to_prepare, plan)
         return None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from toonstream.engines.engine import Network
 from toonstream.export.checkpoints import Model
@@ -17,7 +18,7 @@ from toonstream.stream.live.settings import Plan
 from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.words import Words
 from toonstream.stream.schedulers import make_scheduler
-from toonstream.stream.stylizer import Stylizer, Toon
+from toonstream.stream.stylizer import Decode, Stylizer, Toon
 from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
@@ -39,6 +40,8 @@ class StylizerSegment:
         boundary: called between two windows, where networks may be replaced.
         clock: gives the time.
         conditions_took: told, for every frame, how many seconds its conditions took.
+        gives_up: asked of every frame that is final whether it need not be decoded any more; it is given out
+            with the picture of the one before.
     """
 
     def __init__(
@@ -52,12 +55,15 @@ class StylizerSegment:
         boundary: Callable[[], None],
         clock: Clock,
         conditions_took: Callable[[float], None],
+        gives_up: Callable[[Frame], bool],
     ) -> None:
         guided = plan.guidance != 1.0
         self._plan = plan
         self._size = size
         self._clock = clock
         self._conditions_took = conditions_took
+        self._gives_up = gives_up
+        self._image: NDArray[np.uint8] = np.zeros((size[1], size[0], 3), np.uint8)  # of the latest toon
         scales = model.defaults.controlnets
         annotated = [name for name in scales if name in model.annotators]
         self._conditions = Conditions(
@@ -110,30 +116,30 @@ class StylizerSegment:
         ):
             assert self._latest is not None
             yield from self._whole(self._into(self._latest))
-        yield from self._whole(self._stylizer.finish())
+        yield from self._whole(self._stylizer.end())
 
-    def _into(self, pushed: Pushed) -> Iterable[Toon]:
+    def _into(self, pushed: Pushed) -> list[Decode]:
         began = self._clock()
         conditioned = self._conditions(pushed.frame)
         self._conditions_took(self._clock() - began)
         self._pushed += 1
         words = pushed.words
-        return self._stylizer.push(
+        return self._stylizer.advance(
             conditioned, text=words.sides(self._plan.guidance), seed=words.seed, key=pushed.frame.index
         )
 
-    def _whole(self, toons: Iterable[Toon]) -> Iterator[Toon]:
+    def _whole(self, decodes: Iterable[Decode]) -> Iterator[Toon]:
         """Toons at the size that is delivered; not those of repetitions, which are not even decoded."""
-        if not self._sources:
-            return
-        for toon in toons:
-            image = toon.toon.image
-            height, width = image.shape[:2]
-            if (width, height) != self._size:
-                image = np.asarray(
-                    cv2.resize(image, self._size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8
-                )
-            source = self._sources.popleft()
-            yield Toon(source=source, toon=replace(source, image=image))
+        for decode in decodes:
             if not self._sources:
                 return
+            source = self._sources.popleft()
+            if not self._gives_up(source):
+                self._image = self._sized(decode().toon.image)
+            yield Toon(source=source, toon=replace(source, image=self._image))
+
+    def _sized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = image.shape[:2]
+        if (width, height) == self._size:
+            return image
+        return np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)

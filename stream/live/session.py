@@ -14,9 +14,10 @@ from typing import Any, Literal
 from toonstream.errors import ToonstreamError
 from toonstream.stream.clock import Clock, monotonic
 from toonstream.stream.frame import Frame
-from toonstream.stream.live.core import LiveCore, LiveToon, Studio
+from toonstream.stream.live.core import LiveCore
 from toonstream.stream.live.settings import LiveSettings
 from toonstream.stream.live.statistics import Event, LiveStatistics
+from toonstream.stream.live.studio import LiveToon, Studio
 
 __all__ = ["End", "LiveSession", "LiveToon"]
 

@@ -43,9 +43,10 @@ class Drop:
     """Frames that did not come through.
 
     Attributes:
-        place: where: `input`, `flight` or what a consumer calls its own, such as `screen`.
-        reason: why: `late` (a newer one came), `rate` (the plan keeps fewer), `clock` (it was not after the
-            one before), `closed`, `failed`, or a consumer's own.
+        place: where: `input` (before anything was drawn), `window` (before it was decoded), `output` (when it
+            was final), `flight` (at the end), or what a consumer calls its own, such as `screen`.
+        reason: why: `late` (a newer one came, or it would be shown later than promised), `rate` (the plan
+            keeps fewer), `clock` (it was not after the one before), `closed`, `failed`, or a consumer's own.
         count: how many since the start.
     """
 
@@ -81,7 +82,7 @@ class LiveStatistics:
         latency: seconds from capture to commit.
         shown: seconds from capture to where consumers say it was shown, see `LiveSession.note_shown`.
         stages: seconds of one turn of each stage or network: `conditions`, `hint_NAME`, `controlnet_NAME`,
-            `unet`, `vae_decoder`, `deliver`.
+            `unet`, `vae_decoder`, `deliver`; and `rest`, what a frame's way takes besides.
         waits: how long frames wait in each queue: `input` (for the worker), `window` (for later frames);
             and `turn`, how long a network call waits for those of other sessions.
         drops: by place and reason, since the start.

@@ -54,6 +54,8 @@ class Segment(Protocol):
 class Switching:
     """Takes frames and gives toons, each exactly once and in order, under plans that change.
 
+    Those that are in flight when it is told to `abandon` them are the exception.
+
     Args:
         start: starts a stream under a plan.
         plan: the first.
@@ -127,6 +129,13 @@ class Switching:
         """End what is in flight here and start anew: the source is another picture."""
         yield from self.finish()
         self._recent.clear()
+        self._begin(plan)
+
+    def abandon(self, plan: Plan) -> None:
+        """Forget what is in flight, and start anew."""
+        self._held.clear()
+        self._recent.clear()
+        self._next = self._came
         self._begin(plan)
 
     def _begin(self, plan: Plan) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toonstream.stream.delay import Delay
+from toonstream.stream.delay import Delay, longest_delay
 
 
 def shown(latenesses: list[float], delay: Delay) -> list[float]:
@@ -40,3 +40,27 @@ def test_the_delay_stays_within_its_limit(latenesses: list[float]) -> None:
     for index, lateness in enumerate(latenesses):
         delay.ready(index / 30, index / 30 + lateness)
         assert min(2.0, lateness) <= delay.seconds <= 2.0
+
+
+def test_where_a_latency_is_promised_one_late_frame_delays_no_other_for_long() -> None:
+    latenesses = [0.1] * 30 + [6.0] + [0.1] * 300
+    promised = shown(latenesses, Delay(initial=0.1, limit=longest_delay(0.4)))
+    assert promised[30] == 6.0
+    assert max(promised[:30] + promised[31:]) <= 1.5 * 0.4
+    assert longest_delay(0.1) == 0.1 + 0.2  # what a busy machine takes for a turn is not to be told from late
+    assert longest_delay(None) == 10.0
+
+
+def test_a_delay_comes_back_to_a_limit_that_is_lowered() -> None:
+    delay = Delay(initial=3.0)
+    delay.limit = 0.6
+    for index in range(300):
+        delay.ready(index / 30, index / 30 + 2.0)
+    assert delay.seconds < 0.7
+
+
+def test_a_frame_gives_way_some_time_after_it_was_due_and_within_the_limit() -> None:
+    delay = Delay(initial=0.4, limit=0.5)
+    assert delay.due(1.0) == 1.4
+    assert delay.latest(1.0, grace=0.05) == 1.0 + 0.45
+    assert delay.latest(1.0, grace=0.2) == 1.5

@@ -171,6 +171,7 @@ def _relay(
         Tee([Outlet(destination, patience, note=reporter.note) for destination in destinations]),
         size=settings.size.of,
         patience=patience,
+        promise=settings.latency,
         note=reporter.note,
         prepare=(lambda size: shared.warm_up(settings, size)) if opening.paced else None,
         beside=options.side_by_side,

@@ -12,9 +12,10 @@ import torch
 from toonstream.errors import EngineError, InputError
 from toonstream.export.checkpoints import Defaults
 from toonstream.stream.frame import Frame
-from toonstream.stream.live.core import LiveCore, LiveToon, Run
+from toonstream.stream.live.core import LiveCore, LiveToon
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.live.statistics import Event
+from toonstream.stream.live.studio import Run
 from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.words import Words
 from toonstream.stream.rolling import Rolling
@@ -35,10 +36,18 @@ class PlainSegment:
     The picture is (1, 1, 3): its frame's level, the words' seed, and `tint`, which the test gives.
     """
 
-    def __init__(self, plan: Plan, *, tint: int = 0, work: Callable[[str, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        tint: int = 0,
+        work: Callable[[str, int], None] | None = None,
+        gives_up: Callable[[Frame], bool] = lambda frame: False,
+    ) -> None:
         self.plan = plan
         self.tint = tint
         self._work = work or (lambda stage, frames: None)
+        self._gives_up = gives_up
         self._rolling = Rolling(Windows(length=plan.window, stride=plan.stride), steps=plan.steps)
         self._frames: list[Pushed] = []
         self._given = 0
@@ -64,8 +73,9 @@ class PlainSegment:
                 self._work("unet", len(task.span.frames))
                 self._rolling.complete(task)
         while self._given < self._rolling.committed:
-            self._work("vae_decoder", 1)
             pushed = self._frames[self._given]
+            if not self._gives_up(pushed.frame):
+                self._work("vae_decoder", 1)
             self._given += 1
             level = int(pushed.frame.image[0, 0, 0])
             image = np.array([[[level, pushed.words.seed % 256, self.tint]]], np.uint8)
@@ -83,6 +93,9 @@ class Machine:
         power: how costs grow with pixels.
         overhead: seconds that every run takes whatever its size.
         builds: seconds from the request of a plan until it is ready.
+        share: of the time that the process is given, by time, where other programs want the cores too. They
+            have them for `turn` seconds at a time, or three times as long.
+        untimed: of what a frame costs, a part that no stage is told of.
     """
 
     fps: Callable[[float], float] = lambda now: 30.0
@@ -91,6 +104,9 @@ class Machine:
     power: float = 1.0
     overhead: float = 0.0
     builds: float = 0.0
+    share: Callable[[float], float] = lambda now: 1.0
+    turn: float = 0.02
+    untimed: float = 0.0
     now: float = 0.0
     multiple: int = 32
     core: LiveCore | None = None
@@ -104,6 +120,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(0)
+        self.preempted_at = float("inf")
 
     # Seconds a frame at 512x384, so that window 4 and stride 3 at 30 fps take all the time there is.
     SHARES = {  # noqa: RUF012
@@ -129,6 +146,21 @@ class Machine:
                 self.core.offer(Frame(index=0, pts=pts, time_base=TIME_BASE, image=image), self.now)
             self.frames += 1
         self.now = until
+
+    def work(self, seconds: float) -> None:
+        """Take so much time on a core, and as much more as other programs take in between."""
+        while seconds > 0.0:
+            if self.now >= self.preempted_at:
+                self.advance(self.turn * float(self.random.choice([0.5, 1.0, 1.0, 3.0])))
+                share = self.share(self.now)
+                runs = float("inf") if share >= 1.0 else 1.4 * self.turn * share / (1.0 - share)
+                self.preempted_at = self.now + runs
+                continue
+            slice_ = min(seconds, self.preempted_at - self.now, 0.05)
+            self.advance(slice_)
+            seconds -= slice_
+            if self.preempted_at == float("inf") and self.share(self.now) < 1.0:
+                self.preempted_at = self.now
 
     def play(self, settings: LiveSettings, seconds: float) -> None:
         """Start a session, and be its worker for so long."""
@@ -163,7 +195,9 @@ class Machine:
         text = torch.full((1, 2, 2), float(len(settings.prompt)))
         return Words(text=text, negative=torch.zeros(1, 2, 2), seed=settings.seed)
 
-    def segment(self, plan: Plan, words: Words, *, size, observe, fade=None) -> PlainSegment:
+    def segment(
+        self, plan: Plan, words: Words, *, size, observe, fade=None, gives_up=lambda frame: False
+    ) -> PlainSegment:
         def work(stage: str, frames: int) -> None:
             if self.now >= self.fails_at:
                 raise RuntimeError("the network has failed")
@@ -171,10 +205,13 @@ class Machine:
             noise = 1 + self.unevenness * float(self.random.uniform(-1, 1))
             share = self.SHARES[stage] * frames * pixels**self.power
             seconds = share * self.slowness(self.now) * noise + self.overhead
-            self.advance(seconds)
-            observe(plan, Run(stage=stage, frames=frames, seconds=seconds))
+            began = self.now
+            self.work(seconds)
+            observe(plan, Run(stage=stage, frames=frames, seconds=self.now - began))
+            if self.untimed:
+                self.work(self.untimed * seconds)
 
-        return PlainSegment(plan, work=work)
+        return PlainSegment(plan, work=work, gives_up=gives_up)
 
     def is_ready(self, plan: Plan) -> bool:
         return self.ready.get((plan.size, plan.window, plan.stride), float("inf")) <= self.now

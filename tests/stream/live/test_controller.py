@@ -39,12 +39,55 @@ def test_a_forecast_counts_the_look_ahead_at_the_rate_that_is_kept():
     assert forecast(plan) == expected
     halved = forecast(replace(plan, every=2))
     assert halved.latency == pytest.approx(3 / 15 + 0.003 + burst + 0.005)
-    guided = forecast(replace(plan, steps=3, guidance=2.0))
-    assert guided.latency == pytest.approx(7 / 30 + 0.003 + 3 * 2 * burst + 0.005)
+    guided = forecast(replace(plan, steps=3, guidance=2.0, every=4))
+    assert guided.latency == pytest.approx(4 * 7 / 30 + 0.003 + 3 * 2 * burst + 0.005)
     # Anchored, the number of steps adds work and no look-ahead.
-    anchored = forecast(replace(plan, steps=3, guidance=2.0, mode="anchored"))
-    assert anchored.latency == pytest.approx(1 / 30 + 0.003 + 3 * 2 * burst + 0.005)
+    anchored = forecast(replace(plan, steps=3, guidance=2.0, every=4, mode="anchored"))
+    assert anchored.latency == pytest.approx(4 * 1 / 30 + 0.003 + 3 * 2 * burst + 0.005)
     assert anchored.load == guided.load
+
+
+def test_what_cannot_keep_up_takes_frames_in_as_it_can_and_they_wait_for_the_window_before():
+    costs = known(unet=0.05)
+    plan = Plan(size=(512, 384), steps=1, window=4, stride=2)
+    forecast = Forecaster(costs, fps=30.0)(plan)
+    assert forecast.load == pytest.approx(0.2 * 30 / 2)
+    assert forecast.latency == pytest.approx(3 * 0.1 + 0.2 + 0.2)
+
+
+def test_what_waits_for_other_frames_is_not_the_least():
+    """The least of all is what makes frames the least old, however much it has to leave out."""
+    costs = known(unet=0.25)
+    controller = Controller(costs, replace(WISH, size=(128, 128)), promise=0.001)
+    plan = controller.decide(fps=30.0, now=0.0).plan
+    assert (plan.window, plan.stride) == (1, 1)
+
+
+def test_how_old_frames_turn_out_counts_and_not_the_networks_alone():
+    costs = known(unet=0.001)  # they take no time
+    controller = Controller(costs, WISH, promise=0.8, multiple=32)
+    first = controller.decide(fps=30.0, now=0.0).plan
+    assert first == WISH
+    now = 0.0
+    for _ in range(8 * 30):
+        now += 1 / 30
+        controller.observe_latency(0.9, fps=30.0, now=now)
+        plan = controller.decide(fps=30.0, now=now).plan
+    assert (plan.window, plan.steps) < (WISH.window, WISH.steps)
+    for _ in range(60 * 30):
+        now += 1 / 30
+        controller.observe_latency(0.05, fps=30.0, now=now)
+        plan = controller.decide(fps=30.0, now=now).plan
+    assert plan == WISH
+
+
+def test_one_hiccup_changes_nothing_and_two_losses_in_a_row_do():
+    controller = Controller(known(unet=0.001), WISH, promise=0.8, multiple=32)
+    assert controller.decide(fps=30.0, now=0.0).plan == WISH
+    controller.observe_loss(2.0, fps=30.0, now=1.0)
+    assert controller.decide(fps=30.0, now=1.0, urgent=True).plan == WISH
+    controller.observe_loss(2.0, fps=30.0, now=1.5)
+    assert controller.decide(fps=30.0, now=1.5, urgent=True).plan.window < WISH.window
 
 
 def test_what_is_asked_for_gives_way_in_the_stated_order():
@@ -244,3 +287,67 @@ def test_a_source_that_slows_down_is_followed(live):
     # Three frames of look-ahead at 10 fps are more than was promised.
     assert machine.core.plan.window < 4
     assert Percentiles.of(latencies(machine, since=30.0)).p99 <= 0.25
+
+
+def warm(machine) -> None:
+    """What `SharedNetworks.warm_up` does before anyone waits: sizes that give way, and the least of all."""
+    for size in ((512, 384), (416, 320), (352, 256), (256, 192)):
+        machine.ready[size, 4, 3] = 0.0
+    machine.ready[(256, 192), 1, 1] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("promise", "odd"),
+    [
+        (0.2, {}),
+        (0.3, {"turn": 0.1, "overhead": 0.002}),
+        (0.4, {"turn": 0.05, "untimed": 1.0}),
+        (0.3, {"turn": 0.1, "builds": 5.0}),
+    ],
+)
+def test_where_other_programs_want_the_cores_latency_stays_and_all_comes_back_after(live, promise, odd):
+    shares = (1.0, 0.3, 0.1, 0.5, 0.05)  # of the time, 15 s each
+    machine = live.Machine(
+        slowness=lambda now: 0.3, share=lambda now: shares[int(now / 15)] if now < 75 else 1.0, **odd
+    )
+    warm(machine)
+    machine.play(settings_for(promise), 75.0)
+    waited = Percentiles.of(latencies(machine))
+    assert waited.p99 <= 1.5 * promise
+    assert waited.count >= 5 * 75  # not by dropping all
+    machine.play(settings_for(promise), 75.0)
+    assert machine.core.plan == machine.toons[0].plan
+    indices = [toon.toon.index for toon in machine.toons]
+    assert indices == list(range(len(indices)))
+    figures = machine.core.statistics()
+    inside = machine.core.in_flight + machine.core.inbox.waiting
+    assert figures.frames_in == figures.frames_out + figures.dropped + inside
+    assert {drop.reason for drop in figures.drops if drop.place in ("window", "output")} <= {"late"}
+
+
+@given(
+    shares=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4),
+    promise=st.floats(0.2, 1.0),
+    turn=st.floats(0.005, 0.1),
+    slowness=st.floats(0.1, 0.6),
+)
+@settings(max_examples=5, deadline=None)
+def test_whatever_share_of_the_time_it_is_given_latency_does_not_grow(live, shares, promise, turn, slowness):
+    machine = live.Machine(
+        slowness=lambda now: slowness, share=lambda now: shares[int(now / 15) % len(shares)], turn=turn
+    )
+    warm(machine)
+    machine.play(settings_for(promise), 60.0)
+    waited = Percentiles.of(latencies(machine))
+    said = [event for event in machine.events if event.kind == "promise"]
+    assert waited.p95 <= 1.5 * promise or said
+    assert waited.p99 <= 3.0 * promise
+
+
+def test_a_machine_twice_too_slow_whose_cores_are_taken_too_lets_nothing_pile_up(live):
+    machine = live.Machine(slowness=lambda now: 2.0, share=lambda now: 0.5, turn=0.05)
+    warm(machine)
+    machine.play(settings_for(0.4), 120.0)
+    late = latencies(machine, since=10.0)
+    assert Percentiles.of(late).p99 <= 1.5 * 0.4
+    assert Percentiles.of(late[len(late) // 2 :]).p95 <= 1.2 * Percentiles.of(late[: len(late) // 2]).p95

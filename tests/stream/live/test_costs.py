@@ -51,6 +51,18 @@ def test_what_a_new_shape_turns_out_to_cost_says_nothing_of_the_others():
     assert costs.seconds("unet", SMALL) == pytest.approx(0.03)
 
 
+def test_what_was_measured_in_a_bad_moment_and_never_again_is_not_believed_for_ever():
+    costs = taught(Costs(), LARGE, 0.04)
+    taught(costs, SMALL, 0.01)
+    for _ in range(6):
+        costs.observe("unet", LARGE, 4.0)  # of which the smaller shape knows too little
+    taught(costs, SMALL, 0.3, times=2)
+    taught(costs, SMALL, 0.01, times=100)
+    assert costs.seconds("unet", LARGE) <= 8 * 0.01 * 1.01
+    taught(costs, LARGE, 0.01, times=100)
+    assert costs.seconds("unet", SMALL) <= 0.01 * 1.01  # a smaller one costs no more
+
+
 @given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=40))
 def test_a_cost_is_within_what_was_observed(values):
     costs = Costs()

@@ -34,11 +34,12 @@ def test_every_frame_is_taken_or_dropped_with_a_reason_and_in_order(acts, capaci
         else:
             inbox.offer(captured(act))
             offered += 1
-        assert inbox.waiting <= capacity
+        assert inbox.waiting <= capacity + 1  # and one in reserve
     left = inbox.waiting
+    assert len(taken) + len(dropped) + left == offered
     inbox.end(drop=True)
     assert len(taken) + len(dropped) == offered
-    assert dropped.count("closed") == left
+    assert dropped.count("closed") in (left, left - 1)
     came = iter(act for act in acts if act != "take")
     assert all(at in came for at in taken)  # in the order in which they came
 
@@ -65,6 +66,42 @@ def test_one_in_so_many_is_kept_evenly_and_the_rate_is_the_sources():
     assert {after - before for before, after in pairwise(kept)} == {3}
     assert dropped == ["rate"] * 20
     assert inbox.fps == pytest.approx(30)
+
+
+def test_what_is_too_old_gives_way_to_what_is_not_and_the_newest_is_taken_all_the_same():
+    dropped, late = [], 0.0
+    inbox = Inbox(dropped.append, is_late=lambda at: at < late)
+    inbox.set(capacity=10, every=1)
+    for at in range(6):
+        inbox.offer(captured(at))
+    assert inbox.take(wait=False).at == 0
+    late = 3.5
+    assert inbox.take(wait=False).at == 4
+    assert dropped == ["late"] * 3
+    late = 100.0
+    assert inbox.take(wait=False).at == 5
+    assert inbox.take(wait=False) is None
+    assert dropped == ["late"] * 3
+
+
+def test_a_frame_that_the_rate_left_out_is_taken_where_those_before_it_are_too_old():
+    dropped, late = [], 0.0
+    inbox = Inbox(dropped.append, is_late=lambda at: at < late)
+    inbox.set(capacity=2, every=3)
+    for at in range(1, 6):
+        inbox.offer(captured(at))  # the third is kept, and the fifth in reserve
+    late = 4.0
+    assert inbox.waiting == 2
+    assert inbox.take(wait=False).at == 5
+    assert sorted(dropped) == ["late", "rate", "rate", "rate"]
+    for at in range(6, 9):
+        inbox.offer(captured(at))
+    assert inbox.take(wait=False).at == 8  # three after it
+    inbox.offer(captured(9))
+    assert inbox.waiting == 1
+    assert inbox.take(wait=False) is None  # nothing is taken of the reserve but for that
+    inbox.end()
+    assert sorted(dropped) == ["late"] + ["rate"] * 6
 
 
 def test_a_frame_out_of_order_is_dropped_and_a_clock_that_jumps_back_is_followed():

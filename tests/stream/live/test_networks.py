@@ -275,6 +275,47 @@ def test_a_plan_that_cannot_be_built_stays_unready_and_is_tried_once(tokenizer):
     shared.close()
 
 
+def test_one_plan_is_built_at_a_time_and_a_frame_that_is_given_up_is_not_decoded(tokenizer):
+    inside, go_on = threading.Event(), threading.Event()
+    decoded = []
+
+    def decode(network, tensors):
+        inside.set()
+        assert go_on.wait(PATIENCE)
+        decoded.append(1)
+        return network(tensors)
+
+    networks = stand_ins()
+    shared = share(tokenizer, networks | {"vae_decoder": Watched(networks["vae_decoder"], decode)})
+    other = replace(PLAN, window=2, stride=1)
+    assert shared.request(PLAN) is None
+    assert inside.wait(PATIENCE)
+    assert shared.request(other) is None  # it is not even waiting
+    go_on.set()
+    shared._preparer.submit(int).result(PATIENCE)
+    assert shared.is_ready(PLAN)
+    assert not shared.is_ready(other)
+    assert shared.request(other) is None
+    shared._preparer.shutdown()
+    assert shared.is_ready(other)
+
+    words = shared.words(shared.check(SETTINGS))
+    source = frames(9, seed=0)
+    expected = drawn(shared, PLAN, words, source)
+    decoded.clear()
+    segment = shared.segment(
+        PLAN, words, size=SIZE, observe=lambda plan, run: None, gives_up=lambda frame: frame.index in (0, 4)
+    )
+    toons = [toon for frame in source for toon in segment.push(Pushed(frame=frame, words=words))]
+    toons += segment.finish()
+    assert len(decoded) == 7
+    assert [toon.toon.index for toon in toons] == list(range(9))
+    assert not toons[0].toon.image.any()
+    assert np.array_equal(toons[4].toon.image, toons[3].toon.image)
+    for index in (1, 2, 3, 5, 6, 7, 8):
+        assert np.array_equal(toons[index].toon.image, expected[index].toon.image)
+
+
 def test_a_network_that_can_be_built_ahead_is_built_before_its_turn(tokenizer):
     order = []
 
