@@ -63,6 +63,7 @@ class Registry:
         self._sessions: dict[str, Session] = {}
         self._by_watch_key: dict[str, Session] = {}
         self._coming_names: set[str] = set()  # watch keys of sessions that are being answered
+        self._shown: dict[str, Stage] = {}  # by watch key: what no publisher of ours brings
         self._held: OrderedDict[str, tuple[Stage, asyncio.TimerHandle]] = OrderedDict()  # by watch key
         self._watchers: dict[str, tuple[Stage, Watcher]] = {}
         self._coming = 0  # sessions and ...
@@ -82,6 +83,8 @@ class Registry:
         """The stage that a watch link leads to."""
         if watch_key in self._held:
             return self._held[watch_key][0]
+        if watch_key in self._shown:
+            return self._shown[watch_key]
         session = self._by_watch_key.get(watch_key)
         return None if session is None else session.stage
 
@@ -185,6 +188,26 @@ class Registry:
             self._session_over(session, session.over_because)
         return session, answer
 
+    def show(self, watch_key: str) -> Stage:
+        """Open a stage for what comes from elsewhere."""
+        self._check_name(watch_key)
+        self._shown[watch_key] = Stage(
+            settings=self._settings,
+            threads=self._threads,
+            metrics=self.metrics,
+            failed=lambda reason: self._spawn(self.unshow(watch_key)),
+            watch_key=watch_key,
+        )
+        return self._shown[watch_key]
+
+    async def unshow(self, watch_key: str) -> None:
+        """Close it, once what waits is sent."""
+        stage = self._shown.pop(watch_key, None)
+        if stage is not None:
+            await stage.drain()
+            self._forget_watchers(stage)
+            await stage.close()
+
     async def watch(self, stage: Stage, offer: Offer) -> tuple[Watcher, str]:
         """Admit a watcher; gives the answer's SDP with it.
 
@@ -268,6 +291,8 @@ class Registry:
             self._spawn(self.end(session, "the server ends", flush=flush))
         for watch_key in tuple(self._held):
             self._spawn(self._let_go(watch_key))
+        for watch_key in tuple(self._shown):
+            self._spawn(self.unshow(watch_key))
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=self._settings.grace)
             if late:
@@ -308,7 +333,7 @@ class Registry:
         self.metrics.watchers.set(len(self._watchers))
 
     def _check_name(self, watch_key: str | None) -> None:
-        if watch_key in self._by_watch_key or watch_key in self._coming_names:
+        if watch_key in {*self._by_watch_key, *self._coming_names, *self._shown}:
             raise InputError(f"somebody publishes as {watch_key!r}: take another name")
 
     def _refuse(self, endpoint: str, reason: str) -> NoReturn:

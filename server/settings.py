@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 from toonstream.errors import SettingError
 
-__all__ = ["Codec", "IceServer", "Limits", "ServerSettings", "read_ice_servers"]
+__all__ = ["TOKEN_VARIABLE", "Codec", "IceServer", "Limits", "ServerSettings", "read_ice_servers"]
+
+TOKEN_VARIABLE = "TOONSTREAM_TOKEN"
 
 Codec = Literal["vp8", "h264"]
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, get_args
@@ -18,11 +19,11 @@ from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
 
 if TYPE_CHECKING:
+    from toonstream.server.pipes import WhipSource
     from toonstream.stream.live.settings import LiveSettings
-    from toonstream.stream.relay import RelayNews
+    from toonstream.stream.relay import RelayNews, Source
     from toonstream.stream.retry import Patience
     from toonstream.stream.sinks.open import Destination
-    from toonstream.stream.sources.live import Opening
 
 __all__ = ["run"]
 
@@ -35,8 +36,9 @@ _MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000}
 _USAGE = """toonstream SRC DST [DST...] [options]
        toonstream live SRC DST [DST...] [options]"""
 _DESCRIPTION = """SRC: rtmp://, rtsp://, http(s):// (HLS and others), udp://, webcam:0,
-screen:, or a file, played as fast as it was filmed. DST: rtmp(s)://, udp://,
-tcp://, a folder or .m3u8 (HLS), a file. Ctrl-C ends it, whatever is away is
+screen:, whip://HOST:PORT (others publish there), or a file, played as fast as
+it was filmed. DST: rtmp(s)://, udp://, tcp://, a folder or .m3u8 (HLS), a file,
+whep://HOST:PORT/NAME (others watch there). Ctrl-C ends it, whatever is away is
 waited for, and what is shown of addresses has no keys in it."""
 
 
@@ -109,16 +111,43 @@ def run(words: Sequence[str]) -> int:
     bit_rate = None if options.bitrate is None else _bit_rate(options.bitrate)
     retry = _retry(options.retry)
 
+    from toonstream.stream.address import scheme
+    from toonstream.stream.clock import monotonic
     from toonstream.stream.sinks.open import open_destination
+    from toonstream.stream.sources.live import LiveSource
     from toonstream.stream.sources.open import open_source
 
-    opening = open_source(options.source, listen=options.listen)
-    local = Path(opening.shown) if opening.url.startswith("file:") else None
-    destinations = [open_destination(address, source=local) for address in options.destinations]
-    if options.retry is None:
-        _reach(options)
-    with Interrupt() as interrupt:
-        return _relay(opening, destinations, options, retry, bit_rate, interrupt)
+    with ExitStack() as served:
+        whips = scheme(options.source) == "whip"
+        opening = None if whips else open_source(options.source, listen=options.listen)
+        local = Path(opening.shown) if opening and opening.url.startswith("file:") else None
+        destinations = [
+            _whep(address, bit_rate, served)
+            if scheme(address) == "whep"
+            else open_destination(address, source=local)
+            for address in options.destinations
+        ]
+        if options.retry is None:
+            _reach(options)
+        source = _whip(options.source, served) if opening is None else LiveSource(opening, clock=monotonic)
+        paced = opening is not None and opening.paced
+        with Interrupt() as interrupt:
+            return _relay(source, destinations, options, retry, bit_rate, interrupt, paced=paced)
+
+
+def _whip(address: str, served: ExitStack) -> "WhipSource":
+    """Somebody publishes to us."""
+    from toonstream.server.pipes import WhipSource
+
+    return served.enter_context(WhipSource(address))
+
+
+def _whep(address: str, bit_rate: int | None, served: ExitStack) -> "Destination":
+    """Others watch at ours."""
+    from toonstream.server.pipes import WhepOutput
+
+    settings = {} if bit_rate is None else {"bitrate": bit_rate}
+    return served.enter_context(WhepOutput(address, **settings)).destination
 
 
 def _reach(options: argparse.Namespace) -> None:
@@ -133,12 +162,14 @@ def _reach(options: argparse.Namespace) -> None:
 
 
 def _relay(
-    opening: "Opening",
+    source: "Source",
     destinations: "Sequence[Destination]",
     options: argparse.Namespace,
     patience: "Patience",
     bit_rate: int | None,
     interrupt: Interrupt,
+    *,
+    paced: bool,
 ) -> int:
     from toonstream.engines.select import engine_name
     from toonstream.export.assemble import load_model
@@ -148,7 +179,6 @@ def _relay(
     from toonstream.stream.relay import Relay
     from toonstream.stream.serving import open_live_networks
     from toonstream.stream.sinks.tee import Outlet, Tee
-    from toonstream.stream.sources.live import LiveSource
 
     settings = _settings(options)
     reporter = _make_reporter(quiet=options.quiet, machine_readable=options.json)
@@ -158,7 +188,7 @@ def _relay(
     shared = open_live_networks(engine, model, settings, say=reporter.note)
     pass_over_what_is_there()
     relay = Relay(
-        LiveSource(opening, clock=monotonic),
+        source,
         lambda deliver, ended: LiveSession(
             shared,
             settings,
@@ -173,14 +203,14 @@ def _relay(
         patience=patience,
         promise=settings.latency,
         note=reporter.note,
-        prepare=(lambda size: shared.warm_up(settings, size)) if opening.paced else None,
+        prepare=(lambda size: shared.warm_up(settings, size)) if paced else None,
         beside=options.side_by_side,
         bit_rate=bit_rate,
         clock=monotonic,
     )
     reporter.start(
         {
-            "source": opening.shown,
+            "source": source.shown,
             "destinations": [destination.shown for destination in destinations],
             "model": model.defaults.name,
             "engine": engine,

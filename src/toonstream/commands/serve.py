@@ -15,12 +15,10 @@ from typing import Any, NoReturn, get_args
 from toonstream.commands.garbage import pass_over_what_is_there
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError
-from toonstream.server.settings import Codec, IceServer, ServerSettings, read_ice_servers
+from toonstream.server.settings import TOKEN_VARIABLE, Codec, IceServer, ServerSettings, read_ice_servers
 from toonstream.stream.live.settings import LiveSettings, parse_latency
 
 __all__ = ["run"]
-
-TOKEN_VARIABLE = "TOONSTREAM_TOKEN"
 
 _USAGE = "toonstream serve [options]     a page that draws you; WHIP in, WHEP out"
 
