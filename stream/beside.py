@@ -7,7 +7,7 @@ meanwhile, all of them are busy. What comes out is the same, a few frames later.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from toonstream.config import RenderSettings
@@ -54,6 +54,11 @@ class Beside:
         self._decode(self._stylizer.end())
         while self._going:
             yield self._going.popleft().result()
+
+    def settle(self) -> None:
+        """Wait until nothing runs on its threads."""
+        wait(self._coming)
+        wait(self._going)
 
     def _embed(self, conditioned: Conditioned) -> Conditioned:
         hints = {

@@ -1,8 +1,8 @@
 """One clip in several modes, next to one another: the composition root of `toonstream compare`.
 
-All modes draw in lockstep: every frame goes into each of them, and a picture is put together once the mode
-with the longest look-ahead has drawn its part. Until then the others' toons wait; so memory is bounded by
-that look-ahead, whatever the length of the clip.
+All modes draw in lockstep: every frame goes into each of them, some frames at a time, and a picture is put
+together once the mode with the longest look-ahead has drawn its part. Until then the others' toons wait; so
+memory is bounded by that look-ahead, whatever the length of the clip.
 """
 
 from collections import deque
@@ -12,26 +12,26 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 
-from toonstream.config import MAX_SIDE, RenderSettings, Settings, Size
+from toonstream.config import MAX_SIDE, RenderSettings, Settings
 from toonstream.engines.background import SwitchableEngine
 from toonstream.engines.engine import Engine, Network, NetworkSource
-from toonstream.engines.select import engine_name
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.errors import SettingError, ToonstreamError
-from toonstream.export.assemble import load_model
 from toonstream.export.checkpoints import Model
-from toonstream.export.reference import with_reference
+from toonstream.stream.ahead import AT_ONCE
+from toonstream.stream.beside import Beside, load_beside
 from toonstream.stream.clock import Clock, Stopwatch, monotonic
 from toonstream.stream.compose import Grid
-from toonstream.stream.conditions import Conditioned, Conditions
+from toonstream.stream.conditions import Conditioned
 from toonstream.stream.frame import Frame
+from toonstream.stream.opening import Opened, open_for, prepare_frames
 from toonstream.stream.pipeline import Progress, Stylizing, run
 from toonstream.stream.render import Rendered, pixel_aspect
 from toonstream.stream.serving import open_stream_engine
 from toonstream.stream.sinks.file import FileSink
+from toonstream.stream.sizes import rendered_size
 from toonstream.stream.sources.file import FileSource
-from toonstream.stream.stylizer import Toon, load_stylizer
-from toonstream.stream.temporal.cuts import Scenes
+from toonstream.stream.stylizer import Toon
 from toonstream.stream.temporal.measure import Figures, Meter, Survey
 from toonstream.stream.temporal.stages import in_stages
 
@@ -41,6 +41,7 @@ SOURCE = "source"
 """What the first picture is called, and what it is measured as."""
 
 _REFRESH = 0.5  # seconds of the clip after which figures on the picture are brought up to date
+_TURN = 12  # frames that a mode draws at a time: what it begins in one turn ends in the next
 _KNOWN = 2  # index of the first frame at which there are all figures
 
 
@@ -121,11 +122,24 @@ class Lockstep:
     Args:
         stylizers: of the modes, fresh, by name.
         clock: gives the time.
+        turn: frames that a mode draws until it is the next one's turn.
+        settle: by mode, waits until it has done what it does on other threads: modes do not run beside one
+            another.
     """
 
-    def __init__(self, stylizers: Mapping[str, Stylizing], clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        stylizers: Mapping[str, Stylizing],
+        clock: Clock = monotonic,
+        *,
+        turn: int = 1,
+        settle: Mapping[str, Callable[[], None]] | None = None,
+    ) -> None:
         self._stylizers = stylizers
         self._clock = clock
+        self._turn = turn
+        self._settle = settle or {}
+        self._coming: list[Conditioned] = []
         self._waiting: dict[str, deque[Toon]] = {name: deque() for name in stylizers}
         self._busy = dict.fromkeys(stylizers, 0.0)
         self._drawn = dict.fromkeys(stylizers, 0)
@@ -133,12 +147,13 @@ class Lockstep:
 
     def push(self, conditioned: Conditioned) -> Iterator[tuple[Toon, ...]]:
         """Take the next frame; give the frames that all modes have drawn now."""
-        for name, stylizer in self._stylizers.items():
-            self._take(name, partial(stylizer.push, conditioned))
-        yield from self._together()
+        self._coming.append(conditioned)
+        if len(self._coming) == self._turn:
+            yield from self._take_turns()
 
     def finish(self) -> Iterator[tuple[Toon, ...]]:
         """The stream has ended: give the rest."""
+        yield from self._take_turns()
         for name, stylizer in self._stylizers.items():
             self._take(name, stylizer.finish)
         yield from self._together()
@@ -154,9 +169,17 @@ class Lockstep:
         seconds = self._busy[name] - busy
         return (self._drawn[name] - drawn) / seconds if seconds > 0.0 else 0.0
 
+    def _take_turns(self) -> Iterator[tuple[Toon, ...]]:
+        frames, self._coming = self._coming, []
+        for name, stylizer in self._stylizers.items():
+            self._take(name, partial(_pushed, stylizer, frames))
+        yield from self._together()
+
     def _take(self, name: str, toons: Callable[[], Iterable[Toon]]) -> None:
         begin = self._clock()
         given = list(toons())
+        if name in self._settle:
+            self._settle[name]()
         self._busy[name] += self._clock() - begin
         self._drawn[name] += len(given)
         self._waiting[name].extend(given)
@@ -198,14 +221,11 @@ def compare_clip(
         EngineError: the engine cannot be used.
     """
     common = next(iter(modes.values()))
-    engine_wanted = engine_name(common.engine)
-    model = load_model(common.model, engine=engine_wanted, allow_pickle=common.allow_pickle, say=say)
-    choices = {name: settings.resolve(model.defaults) for name, settings in modes.items()}
-    if any(chosen.attends for chosen in choices.values()):
-        model = with_reference(model, engine=engine_wanted, say=say)
+    opened = open_for(list(modes.values()), say=say)
+    model, choices = opened.model, dict(zip(modes, opened.choices, strict=True))
     with FileSource(clip, start=common.start, duration=common.duration) as source:
         info = source.info
-        size = (common.size or Size(short=model.defaults.size, cap=True)).of(info.width, info.height)
+        size = rendered_size(common, model.defaults, info)
         board = _Board(model, list(modes), size=size, rate=float(info.average_rate))
         width, height = board.size
         with FileSink(
@@ -215,12 +235,9 @@ def compare_clip(
             height=height,
             sample_aspect_ratio=pixel_aspect(info, size),
         ) as sink:
-            engines = _engines(engine_wanted, model, list(choices.values()), size=size, say=say)
+            engines = _engines(opened, size=size, say=say)
             stylizers = {
-                name: in_stages(
-                    load_stylizer(model, chosen, engine=engine, stopwatch=board.inside[name], size=size),
-                    chosen,
-                )
+                name: load_beside(model, chosen, engine=engine, stopwatch=board.inside[name], size=size)
                 for (name, chosen), engine in zip(choices.items(), engines, strict=True)
             }
             started(
@@ -236,7 +253,15 @@ def compare_clip(
                     "modes": {name: _facts(chosen) for name, chosen in choices.items()},
                 }
             )
-            lockstep = Lockstep(stylizers)
+            lockstep = Lockstep(
+                {name: in_stages(stylizer, choices[name]) for name, stylizer in stylizers.items()},
+                turn=_TURN,
+                settle={
+                    name: stylizer.settle
+                    for name, stylizer in stylizers.items()
+                    if isinstance(stylizer, Beside)
+                },
+            )
             end = 0.0
 
             def write(toons: tuple[Toon, ...]) -> None:
@@ -248,14 +273,7 @@ def compare_clip(
             try:
                 progress = run(
                     source,
-                    Scenes(
-                        Conditions(
-                            model.defaults.controlnets,
-                            size=size,
-                            multiple=model.size_multiple,
-                            annotated=model.annotators,
-                        )
-                    ),
+                    prepare_frames(model, size),
                     lockstep,
                     write,
                     stopwatch=board.stopwatch,
@@ -341,6 +359,11 @@ class _Board:
         )
 
 
+def _pushed(stylizer: Stylizing, frames: Iterable[Conditioned]) -> Iterator[Toon]:
+    for frame in frames:
+        yield from stylizer.push(frame)
+
+
 class LoadedOnce:
     """An engine that gives a network out again to whoever asks next: networks keep nothing between calls."""
 
@@ -368,20 +391,17 @@ class LoadedOnce:
         return network
 
 
-def _engines(
-    name: str,
-    model: Model,
-    choices: Sequence[RenderSettings],
-    *,
-    size: tuple[int, int],
-    say: Callable[[str], None],
-) -> list[Engine]:
+def _engines(opened: Opened, *, size: tuple[int, int], say: Callable[[str], None]) -> list[Engine]:
     """One engine for all modes; or one each where engines are built for the shapes of a mode."""
-    engine = open_stream_engine(name, model, choices[0], size=size, say=say)
+
+    def engine_for(chosen: RenderSettings) -> Engine:
+        return open_stream_engine(opened.engine, opened.model, chosen, size=size, at_once=AT_ONCE, say=say)
+
+    first, *others = opened.choices
+    engine = engine_for(first)
     if isinstance(engine, SwitchableEngine | TensorRtEngine):
-        others = [open_stream_engine(name, model, chosen, size=size, say=say) for chosen in choices[1:]]
-        return [engine, *others]
-    return [LoadedOnce(engine)] * len(choices)
+        return [engine, *map(engine_for, others)]
+    return [LoadedOnce(engine)] * len(opened.choices)
 
 
 def _facts(settings: RenderSettings) -> dict[str, object]:

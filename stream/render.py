@@ -7,25 +7,19 @@ from fractions import Fraction
 from pathlib import Path
 
 from toonstream.config import Settings
-from toonstream.engines.select import engine_name
 from toonstream.errors import OutputError, ToonstreamError
-from toonstream.export.assemble import load_model
-from toonstream.export.loras import with_loras
-from toonstream.export.reference import with_reference
 from toonstream.stream.ahead import AT_ONCE, HeadStart
 from toonstream.stream.beside import load_beside
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compose import ContactSheet, side_by_side
-from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
+from toonstream.stream.opening import open_for, prepare_frames
 from toonstream.stream.pipeline import Progress, run
 from toonstream.stream.serving import open_stream_engine
 from toonstream.stream.sinks.file import FileSink
 from toonstream.stream.sizes import rendered_size
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon
-from toonstream.stream.temporal.cuts import Scenes
-from toonstream.stream.temporal.picture import read_picture
 from toonstream.stream.temporal.stages import in_stages
 
 __all__ = ["Rendered", "pixel_aspect", "render_clip"]
@@ -126,14 +120,8 @@ def render_clip(
         EngineError: the engine cannot be used.
     """
     _check_contact_sheet(settings.contact_sheet)
-    if settings.reference is not None:
-        read_picture(settings.reference)  # to find out before the work that it cannot be read
-    engine_wanted = engine_name(settings.engine)
-    model = load_model(settings.model, engine=engine_wanted, allow_pickle=settings.allow_pickle, say=say)
-    model = with_loras(model, settings.loras, allow_pickle=settings.allow_pickle)
-    choices = settings.resolve(model.defaults)
-    if choices.attends:
-        model = with_reference(model, engine=engine_wanted, say=say)
+    opened = open_for([settings], say=say)
+    model, choices = opened.model, opened.choices[0]
     stopwatch = Stopwatch()
     with FileSource(clip, start=settings.start, duration=settings.duration) as source, ExitStack() as stack:
         info = source.info
@@ -148,9 +136,9 @@ def render_clip(
                 sample_aspect_ratio=pixel_aspect(info, size),
             )
         )
-        compiler = None if begun is None else begun.result()
+        compiler = None if begun is None else begun.compiler
         engine = open_stream_engine(
-            engine_wanted, model, choices, size=size, at_once=AT_ONCE, compiler=compiler, say=say
+            opened.engine, model, choices, size=size, at_once=AT_ONCE, compiler=compiler, say=say
         )
         stylizer = load_beside(
             model, choices, engine=engine, stopwatch=stopwatch, size=size if compiler is None else None
@@ -177,19 +165,14 @@ def render_clip(
             sink.write(_beside_source(toon) if settings.side_by_side else toon.toon)
             if settings.contact_sheet is not None:
                 sheet.add(toon.source.image, toon.toon.image)
+            if begun is not None and sink.frames == 1:
+                begun.keep()
             end = float((toon.toon.pts + (toon.toon.duration or 0)) * toon.toon.time_base)
 
         try:
             progress = run(
                 source,
-                Scenes(
-                    Conditions(
-                        model.defaults.controlnets,
-                        size=size,
-                        multiple=model.size_multiple,
-                        annotated=model.annotators,
-                    )
-                ),
+                prepare_frames(model, size),
                 in_stages(stylizer, choices),
                 write,
                 stopwatch=stopwatch,

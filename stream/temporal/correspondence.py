@@ -74,7 +74,7 @@ class Correspondence:
         column = (column + np.arange(width)).clip(0, width - 1)
         row = (row + np.arange(height)[:, None]).clip(0, height - 1)
         places = torch.from_numpy(row * width + column).to(latents.device)
-        return latents.flatten(-2)[:, places.flatten()].unflatten(-1, (height, width))
+        return latents.flatten(-2)[:, places]
 
 
 class Correspondences:

@@ -11,8 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from toonstream.cli import main
+from toonstream.export.checkpoints import shipped_model
 from toonstream.modes import mode_names
 
 MakeClip = Callable[..., Path]
@@ -92,6 +95,38 @@ def test_a_part_can_be_compared_under_another_name(
     assert re.fullmatch(r".*part\.mkv: 6 frames, .*", summary[-4])
     assert summary[-3].split() == ["warped", "flicker", "sharpness", "outline", "colour", "fps"]
     assert [line.split()[0] for line in summary[-2:]] == ["source", "frame"]
+
+
+def test_modes_are_drawn_as_the_main_job_draws_them(make_clip: MakeClip, tmp_path: Path) -> None:
+    """With the same LoRA, and the same networks beside one another."""
+    state = {}
+    random = torch.Generator().manual_seed(0)
+    for name, value in load_file(shipped_model() / "unet" / "diffusion_pytorch_model.safetensors").items():
+        if name.endswith((".to_v.weight", ".to_out.0.weight")):
+            layer = name.removesuffix(".weight")
+            state[f"unet.{layer}.lora_A.weight"] = torch.randn(2, value.shape[1], generator=random) / 3
+            state[f"unet.{layer}.lora_B.weight"] = torch.randn(value.shape[0], 2, generator=random) / 3
+    save_file(state, tmp_path / "ink.safetensors")
+    clip = make_clip()
+    options = [
+        str(clip),
+        "-q",
+        "--size",
+        "64x48",
+        "--engine",
+        "openvino",
+        "--lora",
+        f"{tmp_path / 'ink.safetensors'}=0.5",
+    ]
+    assert main([*options, "--side-by-side"]) == 0
+    assert main(["compare", *options, "--modes", "wavefront"]) == 0
+    alone, compared = pictures(tmp_path / "clip.toon.mp4"), pictures(tmp_path / "clip.compare.mp4")
+    assert len(alone) == len(compared)
+    height, width = compared[0][1].shape[:2]
+    band = height - 48
+    for (_, one), (_, other) in zip(alone, compared, strict=True):
+        shown = other[band:, width - 64 :].astype(float)
+        assert np.abs(shown - one[:48, 64:]).mean() < 6.0  # two encodings
 
 
 def test_a_stopped_run_leaves_what_was_drawn(make_clip: MakeClip, tmp_path: Path) -> None:

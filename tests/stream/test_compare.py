@@ -1,6 +1,7 @@
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -61,6 +62,34 @@ def test_toons_of_one_frame_come_together_as_soon_as_the_slowest_mode_has_drawn_
     for index, toons in enumerate(sets):
         assert [toon.source.index for toon in toons] == [index] * len(modes)
         assert [int(toon.toon.image[0, 0, 0]) for toon in toons] == list(range(len(modes)))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.lists(st.integers(0, 5), min_size=1, max_size=3), st.integers(0, 20))
+def test_modes_take_turns_and_do_nothing_in_the_others(turn: int, lookaheads: list[int], frames: int) -> None:
+    log: list[tuple[str, str]] = []
+
+    class Logged(Mode):
+        def push(self, conditioned: Conditioned) -> Iterator[Toon]:
+            log.append((str(self.level), "push"))
+            yield from super().push(conditioned)
+
+    modes = {str(level): Logged(level, lookahead) for level, lookahead in enumerate(lookaheads)}
+    settle = {name: partial(log.append, (name, "settle")) for name in modes}
+    lockstep = Lockstep(modes, turn=turn, settle=settle)
+    sets: list[tuple[Toon, ...]] = []
+    for index in range(frames):
+        sets += lockstep.push(conditioned(index))
+        assert len(lockstep._coming) < turn
+        assert len(sets) == max(0, (index + 1) // turn * turn - max(lookaheads))
+    sets += lockstep.finish()
+    assert [[toon.source.index for toon in toons] for toons in sets] == [
+        [index] * len(modes) for index in range(frames)
+    ]
+    drawing = ""
+    for name, what in log:
+        assert drawing in ("", name)
+        drawing = name if what == "push" else ""
 
 
 def test_each_mode_is_timed_by_itself() -> None:

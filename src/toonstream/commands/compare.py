@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from toonstream.config import EngineName, Settings, Size
+from toonstream.config import EngineName, LoraChoice, Settings, Size
 from toonstream.errors import SettingError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
 from toonstream.modes import mode_names, mode_options, parse_modes
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--duration", type=float, metavar="SECONDS", help="render this much")
     add("--engine", default="auto", choices=get_args(EngineName), metavar="E", help="what runs the networks")
     add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
+    add("--lora", action="append", default=[], metavar="FILE", help="or FILE=WEIGHT; repeatable")
     add("--json", action="store_true", help="one JSON object a line on standard output")
     add("-q", "--quiet", action="store_true", help="say nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -86,6 +87,7 @@ def run(words: Sequence[str]) -> int:
         duration=options.duration,
         engine=options.engine,
         model=options.model,
+        loras=tuple(map(LoraChoice.parse, options.lora)),
     )
     modes = parse_modes(options.modes, base)
     with Interrupt() as interrupt:
