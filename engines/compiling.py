@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -173,22 +174,23 @@ class Graph:
         self._keep(shapes, compiled)
         return compiled
 
-    def compile_ahead(self, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[], None]:
+    def compile_ahead(self, shapes: Mapping[str, tuple[int, ...]]) -> "Callable[[], Callable[[], None]]":
         """Promise to compile for shapes that `compiled` will be asked for; from then on that waits for it.
 
         Returns:
-            What compiles, to be called once, on any thread; it raises what `compiled` will.
+            What compiles, to be called once, on any thread; it raises what `compiled` will. It gives what
+            keeps the result for the next run, which can wait.
         """
         made: Future[Any] = Future()
         ordered = self._in_order(shapes)
         self._ahead[ordered] = made
 
-        def compile_() -> None:
+        def compile_() -> Callable[[], None]:
             with _settling(made):
                 kept = self._kept(ordered)
-                made.set_result(self._compile(ordered) if kept is None else kept)
-            if kept is None:  # nobody need wait for this
-                self._keep(ordered, made.result())
+                compiled = self._compile(ordered) if kept is None else kept
+                made.set_result(compiled)
+            return partial(self._keep, ordered, compiled) if kept is None else lambda: None
 
         return compile_
 

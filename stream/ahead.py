@@ -36,10 +36,8 @@ AT_ONCE = 2  # networks that run at a time, most of the time: the window's, and 
 _SURE_BYTES = 75  # of a prompt that is one chunk of tokens, whatever it says
 _GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # where these are, `auto` may well be torch
 
-HeadStart: TypeAlias = Future[Compiler | None]
-"""The compiler that has begun, once it is settled with what; None where nothing came of it."""
-
 _Named: TypeAlias = Mapping[str, tuple[int, ...]]
+_Job: TypeAlias = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +93,65 @@ def controlnet_frames(settings: RenderSettings) -> int:
     return _sides(settings) * levels * settings.stride
 
 
-def begin(clip: Path, settings: Settings) -> HeadStart | None:
-    """Begin to compile what a run will need, on threads of its own, where that is known without torch.
+class HeadStart:
+    """Compiling that has begun, on threads of its own. Nothing depends on it.
 
-    Nothing depends on it: what is not done when it is needed is waited for, and what is not as expected is
-    compiled when it is called. What is wrong with the clip or the settings is told by the run itself.
+    What is not done when it is needed is waited for, and what is not as expected is compiled when it is
+    called. What is wrong with the clip or the settings is told by the run itself.
+
+    Args:
+        compiler: what the run will give its engine.
+        clip: what it will read.
+        settings: how.
+    """
+
+    def __init__(self, compiler: Compiler, clip: Path, settings: Settings) -> None:
+        self._compiler = compiler
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="toonstream-ahead")
+        self._settled = self._threads.submit(self._begin, clip, settings)
+        self._worked: list[Future[list[_Job]]] = []
+
+    @property
+    def compiler(self) -> Compiler | None:
+        """The compiler, once it is settled with what it has begun; None where nothing came of it."""
+        return self._compiler if self._settled.result() else None
+
+    def keep(self) -> None:
+        """Keep what was compiled for the next run, on another thread: once, when there is time for it."""
+        threading.Thread(target=self._keep, name="toonstream-ahead").start()
+
+    def _begin(self, clip: Path, settings: Settings) -> bool:
+        """Settle what to compile, and have it done: the UNet on one thread, all else on the other."""
+        try:
+            unet, *others = _promises(self._compiler, clip, settings, self._threads)
+            self._worked += [self._threads.submit(_work_off, jobs) for jobs in ([unet], others)]
+        except ToonstreamError:
+            return False
+        else:
+            return True
+        finally:
+            self._threads.shutdown(wait=False)
+
+    def _keep(self) -> None:
+        if self._settled.result():
+            for worked in self._worked:
+                for keep in worked.result():
+                    keep()
+
+
+def begin(clip: Path, settings: Settings) -> HeadStart | None:
+    """Begin to compile what a run will need, where that is known without torch.
 
     Returns:
-        What the run gives its engine; None where that will not be OpenVINO, or the networks not those of the
-        shipped model as they are.
+        None where the run's engine will not be OpenVINO, or its networks not those of the shipped model as
+        they are.
     """
     if not _is_foreseen(settings):
         return None
-    with suppress(EngineError):
-        compiler = usual_compiler(AT_ONCE)
-        threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="toonstream-ahead")
-        return threads.submit(_begin, compiler, clip, settings, threads)
-    return None
+    try:
+        return HeadStart(usual_compiler(AT_ONCE), clip, settings)
+    except EngineError:
+        return None
 
 
 def _is_foreseen(settings: Settings) -> bool:
@@ -125,25 +165,9 @@ def _is_foreseen(settings: Settings) -> bool:
     return plain and not attends and engine and max(words, against) <= _SURE_BYTES
 
 
-def _begin(
-    compiler: Compiler, clip: Path, settings: Settings, threads: ThreadPoolExecutor
-) -> Compiler | None:
-    """Settle what to compile, and have it done: the UNet on one thread, all else on the other."""
-    try:
-        unet, *others = _promises(compiler, clip, settings, threads)
-        for jobs in ([unet], others):
-            threads.submit(_work_off, jobs)
-    except ToonstreamError:
-        return None
-    else:
-        return compiler
-    finally:
-        threads.shutdown(wait=False)
-
-
 def _promises(
     compiler: Compiler, clip: Path, settings: Settings, threads: ThreadPoolExecutor
-) -> list[Callable[[], None]]:
+) -> list[Callable[[], _Job]]:
     """Read the networks, and give what compiles them: the UNet, and then the others as they are needed."""
     model = open_model(shipped_model())
     choices = settings.resolve(model.defaults)
@@ -183,10 +207,12 @@ def _promises(
     ]
 
 
-def _work_off(jobs: Iterable[Callable[[], None]]) -> None:
+def _work_off(jobs: Iterable[Callable[[], _Job]]) -> list[_Job]:
+    left = []
     for job in jobs:
         with suppress(EngineError):  # whoever needs it is told
-            job()
+            left.append(job())
+    return left
 
 
 def _sides(settings: RenderSettings) -> int:
@@ -223,7 +249,7 @@ def prepare_unet(networks: Mapping[str, object], calls: Calls, *, hint: str) -> 
         with suppress(EngineError):
             embedding = graphs[0].shapes_given(calls.hint())["embedding"]
             residuals = graphs[1].shapes_given(calls.controlnet(embedding))
-            graphs[2].compile_ahead(calls.unet(embedding, residuals))()
+            graphs[2].compile_ahead(calls.unet(embedding, residuals))()()
 
     thread = threading.Thread(target=prepare, name="toonstream-ahead")
     thread.start()

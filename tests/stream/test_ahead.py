@@ -73,7 +73,7 @@ def test_it_takes_no_torch(make_clip, tmp_path):
     program = (
         "import sys; from pathlib import Path; from toonstream.config import Settings\n"
         "from toonstream.stream.ahead import begin\n"
-        "compiler = begin(Path(sys.argv[1]), Settings(engine='openvino')).result()\n"
+        "compiler = begin(Path(sys.argv[1]), Settings(engine='openvino')).compiler\n"
         "sys.exit(compiler is None or 'torch' in sys.modules)"
     )
     environment = {"TOONSTREAM_CACHE": str(tmp_path / "cache"), "PATH": ""}
@@ -103,7 +103,7 @@ def test_on_a_machine_with_a_gpu_it_waits_for_the_choice(make_clip, tmp_path, mo
     monkeypatch.setattr("toonstream.stream.ahead._GPUS", (tmp_path,))
     assert begin(clip, Settings()) is None
     monkeypatch.setattr("toonstream.stream.ahead._GPUS", (tmp_path / "none",))
-    assert begin(clip, Settings()).result() is not None
+    assert begin(clip, Settings()).compiler is not None
 
 
 def test_without_openvino_nothing_is_begun(make_clip, monkeypatch):
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_told_by_the_run(wrong, make_clip, tmp_path):
     clip = tmp_path / "missing.mp4" if wrong == "clip" else make_clip(seconds=0.1)
     settings = replace(OPENVINO, style="nonesuch") if wrong == "style" else OPENVINO
     begun = begin(clip, settings)
-    assert begun.result() is None
+    assert begun.compiler is None
     with pytest.raises(InputError, match=r"does not exist|has no style"):
         render_clip(clip, tmp_path / "toon.mp4", settings, begun=begun)
 
