@@ -24,6 +24,7 @@ __all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
 
+_REQUESTS = 0.2  # of the grace of a shutdown is for requests that are being answered, the rest for streams
 _SUMMARY = 10  # seconds between two lines for the log of how a session does
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -62,6 +63,11 @@ class Server:
         """Where a browser on this machine finds it."""
         return replace(self.settings, port=self._port).url
 
+    @property
+    def left_behind(self) -> bool:
+        """Whether something did not end in time, and is not waited for."""
+        return self.registry.left_behind
+
     def loaded(self, catalogue: Catalogue) -> None:
         """The model is there: sessions may begin."""
         self._catalogue = catalogue
@@ -92,7 +98,10 @@ class Server:
         """
         context = self.settings.ssl_context()
         runner = web.AppRunner(
-            self.application(), access_log=None, handle_signals=False, shutdown_timeout=self.settings.grace
+            self.application(),
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=_REQUESTS * self.settings.grace,
         )
         await runner.setup()
         self._exits.push_async_callback(runner.cleanup)
@@ -106,7 +115,7 @@ class Server:
                 f"{error.strerror or error}; take another --port"
             ) from error
         self._port = runner.addresses[0][1]
-        self._exits.push_async_callback(self.registry.close)
+        self._exits.push_async_callback(self.registry.close, (1.0 - _REQUESTS) * self.settings.grace)
         watching = asyncio.create_task(self._watch_over(), name="server statistics")
         self._exits.push_async_callback(_cancelled, watching)
         return self

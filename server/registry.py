@@ -21,6 +21,7 @@ __all__ = ["Ended", "Full", "Registry"]
 
 _log = logging.getLogger(__name__)
 
+_FLUSH = 0.7  # of the time that closing may take is for what is in flight
 REMEMBERED = 64  # ended sessions whose reason can still be asked for
 
 
@@ -52,6 +53,7 @@ class Registry:
 
     Attributes:
         closed_because: nobody is admitted while it says why.
+        left_behind: whether something did not end in time when all was closed.
         metrics: what `/metrics` shows.
     """
 
@@ -73,6 +75,7 @@ class Registry:
         self._tasks: set[asyncio.Task[None]] = set()
         self._past_drops: dict[tuple[str, str], int] = {}
         self.closed_because: str | None = None
+        self.left_behind = False
         self.metrics = Metrics(self._core_drops, self.figures)
 
     def session(self, key: str) -> Session | None:
@@ -283,10 +286,10 @@ class Registry:
             for place, count in session.core_drops().items():
                 self._past_drops[place] = self._past_drops.get(place, 0) + count
 
-    async def close(self) -> None:
-        """Stop admitting, show what is in flight, say goodbye to all, within the grace of the settings."""
+    async def close(self, seconds: float) -> None:
+        """Stop admitting, show what is in flight, say goodbye to all, within so many seconds."""
         self.closed_because = "the server is about to end"
-        flush = self._settings.grace * 0.6
+        flush = _FLUSH * seconds
         for session in self.sessions:
             self._spawn(self.end(session, "the server ends", flush=flush))
         for watch_key in tuple(self._held):
@@ -294,9 +297,10 @@ class Registry:
         for watch_key in tuple(self._shown):
             self._spawn(self.unshow(watch_key))
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=self._settings.grace)
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            self.left_behind = bool(late)
             if late:
-                _log.warning("not everything was closed within %g s", self._settings.grace)
+                _log.warning("not everything was closed within %g s", seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

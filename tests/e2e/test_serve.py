@@ -83,6 +83,33 @@ def test_it_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
     assert rest == "toonstream: saying goodbye, within 2 s\n"
 
 
+STUCK = """
+import sys, threading
+import toonstream.export.assemble as assemble
+from toonstream.cli import main
+
+def load_model(*words, say, **named):
+    say("stuck")
+    threading.Event().wait()
+
+assemble.load_model = load_model
+sys.exit(main(["serve", "--port", "0", "--grace", "1"]))
+"""
+
+
+def test_whoever_is_told_to_end_does_not_wait_for_a_model_that_is_being_loaded() -> None:
+    words = [sys.executable, "-c", STUCK]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "stuck\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            _, rest = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, rest) == (0, "toonstream: saying goodbye, within 1 s\n")
+
+
 async def _styles(url: str) -> list[str]:
     async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
         assert (await http.get("/readyz")).status == 200

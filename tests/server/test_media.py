@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import AsyncIterator
 from statistics import median
@@ -331,9 +332,22 @@ async def test_the_end_of_the_server_is_the_end_of_all_peers_in_time() -> None:
         await watcher.picture()
     assert service.cores[0].finished
     assert service.cores[0].closed
+    assert not service.server.left_behind
     for client in (publisher, watcher):
         await until(lambda client=client: client.connection.connectionState in ("closed", "failed"))  # type: ignore[misc]
         await client.close()
+
+
+async def test_a_network_that_does_not_end_is_left_behind_in_time() -> None:
+    let_go = threading.Event()
+    async with running(ServerSettings(port=0, latency=0.1, grace=0.5)) as service:
+        publisher = await connect(service.http, "/whip", Camera(RED))
+        await publisher.picture()
+        service.cores[0].finish = service.cores[0].close = let_go.wait  # type: ignore[assignment]
+    assert service.server.left_behind
+    let_go.set()
+    await until(lambda: publisher.connection.connectionState in ("closed", "failed"))
+    await publisher.close()
 
 
 def test_it_runs_on_uvloop_as_well() -> None:

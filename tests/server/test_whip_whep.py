@@ -414,7 +414,7 @@ async def test_nobody_is_admitted_before_the_model_is_there_or_after_the_end_has
         assert (await service.http.get("/readyz")).status == 200
         client = await connect(service.http, "/whip", Camera())
         await client.picture()
-        closing = asyncio.create_task(service.server.registry.close())
+        closing = asyncio.create_task(service.server.registry.close(3.0))
         await until(lambda: service.server.registry.closed_because is not None)
         response = await service.http.post("/whip", data=await an_offer(), headers=SDP)
         assert (response.status, await reason(response)) == (503, "the server is about to end")

@@ -3,7 +3,6 @@
 import argparse
 import atexit
 import json
-import os
 import signal
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, get_args
 
 from toonstream.commands.garbage import pass_over_what_is_there
+from toonstream.commands.leaving import leave
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
@@ -226,15 +226,8 @@ def _relay(
         raise
     finally:
         if relay.left_behind:
-            atexit.register(_leave, code)
+            atexit.register(leave, code)
     return code
-
-
-def _leave(code: int) -> None:
-    """End the process with threads left in FFmpeg or an engine: Python's own way out aborts over them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _settings(options: argparse.Namespace) -> "LiveSettings":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from toonstream.commands.garbage import pass_over_what_is_there
+from toonstream.commands.leaving import leave
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError
 from toonstream.server.settings import TOKEN_VARIABLE, Codec, IceServer, ServerSettings, read_ice_servers
@@ -216,5 +217,6 @@ async def _serve(settings: ServerSettings, live: LiveSettings, options: argparse
             server.loaded(drawing.catalogue)
             say(f"toonstream: open {server.url} (Ctrl-C ends it)")
             await stopping
-        loading.cancel()
         say(f"toonstream: saying goodbye, within {settings.grace:g} s")
+    if server.left_behind or not loading.done():
+        leave(0)
