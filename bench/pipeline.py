@@ -3,12 +3,19 @@
 A filmed-looking clip goes from file to file, decoder to encoder. What counts is the stretch from the first
 quarter to the last frame read, so neither start-up nor the ends. In the same run the network calls of one
 stride of that stretch are made again, with the same tensors and on as many threads, in a bare loop: what the
-networks alone allow.
+networks alone allow. Both are told in frames a second and in processor time for a frame: the first depends on
+what else runs on the machine, the second hardly does, and their difference is what all the rest costs.
+
+At the end the command itself is run, with nothing kept from runs before and then again: how long after it
+the first frame is committed, and how long `toonstream --help` takes.
 """
 
 import argparse
+import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -66,20 +73,20 @@ class Tape:
                 if not self._active:
                     self.busy += time.perf_counter() - self._since
 
-    def replay(self) -> float:
-        """Make the calls again, each thread's one after the other; gives the seconds that took."""
+    def replay(self) -> tuple[float, float]:
+        """Make the calls again, each thread's in order; gives the seconds, and those of processor time."""
 
         def replay_one(calls: list[tuple[Network, dict[str, Tensor]]]) -> None:
             for network, tensors in calls:
                 network(tensors)
 
         threads = [threading.Thread(target=replay_one, args=(calls,)) for calls in self.calls.values()]
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return time.perf_counter() - begin
+        return time.perf_counter() - begin, time.process_time() - used
 
 
 class Taped(NetworkAround):
@@ -123,24 +130,26 @@ class Figures:
     Attributes:
         fps: of the pipeline.
         bare_fps: of its network calls alone.
+        milliseconds: of processor time that the pipeline takes for a frame.
+        bare_milliseconds: that its network calls alone take.
         share: of the wall time in which a network ran, 0 to 1.
-        first_seconds: from the start of the stages to the first committed frame, compilation included.
     """
 
     fps: float
     bare_fps: float
+    milliseconds: float
+    bare_milliseconds: float
     share: float
-    first_seconds: float
 
 
 def measure(model: Model, engine: Engine, choices: RenderSettings, *, side: int, frames: int) -> Figures:
     """Render a square clip of so many frames."""
     tape, stopwatch = Tape(), Stopwatch()
-    marks: list[tuple[Progress, float]] = []
+    marks: list[tuple[Progress, float, float]] = []
     taped_from = frames // 2
 
     def observe(progress: Progress) -> None:
-        marks.append((progress, tape.busy))
+        marks.append((progress, tape.busy, time.process_time()))
         tape.running = taped_from < progress.frames_in <= taped_from + choices.stride
 
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +169,7 @@ def measure(model: Model, engine: Engine, choices: RenderSettings, *, side: int,
             FileSource(clip) as source,
             FileSink(Path(folder) / "toon.mp4", source=source, width=side, height=side) as sink,
         ):
-            end = run(
+            run(
                 source,
                 conditions,
                 in_stages(stylizer, choices),
@@ -168,17 +177,41 @@ def measure(model: Model, engine: Engine, choices: RenderSettings, *, side: int,
                 stopwatch=stopwatch,
                 observe=observe,
             )
-    first, inside_first = next(mark for mark in marks if mark[0].frames_committed >= frames // 4)
-    last, inside_last = next(mark for mark in marks if mark[0].frames_in == frames)
+    first, inside_first, used_first = next(mark for mark in marks if mark[0].frames_committed >= frames // 4)
+    last, inside_last, used_last = next(mark for mark in marks if mark[0].frames_in == frames)
     seconds = last.seconds - first.seconds
+    drawn = last.frames_committed - first.frames_committed
     tape.replay()
-    bare = min(tape.replay() for _ in range(_REPLAYS))
+    replays = [tape.replay() for _ in range(_REPLAYS)]
     return Figures(
-        fps=(last.frames_committed - first.frames_committed) / seconds,
-        bare_fps=choices.stride / bare,
+        fps=drawn / seconds,
+        bare_fps=choices.stride / min(wall for wall, _ in replays),
+        milliseconds=1000 * (used_last - used_first) / drawn,
+        bare_milliseconds=1000 * sum(used for _, used in replays) / len(replays) / choices.stride,
         share=(inside_last - inside_first) / seconds,
-        first_seconds=end.first_seconds or 0.0,
     )
+
+
+def seconds_to_the_first_frame(side: int, engine: str, folder: Path) -> float:
+    """Run the command on a short square clip; what it keeps for the next run is in the folder."""
+    clip = folder / "clip.mp4"
+    write_scene(Scene(width=side, height=side, rate=_RATE, seconds=0.5), clip)
+    command = [sys.executable, "-m", "toonstream", str(clip), "--engine", engine, "--json"]
+    environment = {**os.environ, "TOONSTREAM_CACHE": str(folder / "cache")}
+    begin = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        started = time.perf_counter() - begin
+        done = json.loads(process.stdout.read().splitlines()[-1])
+    return started + float(done["first_frame_seconds"])
+
+
+def seconds_to_the_help() -> float:
+    """Run `toonstream --help`."""
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "toonstream", "--help"], check=True, capture_output=True)
+    return time.perf_counter() - begin
 
 
 def main() -> None:
@@ -191,16 +224,25 @@ def main() -> None:
     options = parser.parse_args()
     model, engine = open_model(options.model), open_engine(options.engine, at_once=AT_ONCE)
     print(f"{model.defaults.name} on {engine.name}, {os.cpu_count()} cores, {platform.machine()}")
-    print("setting  side  steps window stride      fps  bare fps  inside networks  first frame")
+    print("                                          fps            CPU ms a frame")
+    print("setting  side  steps window stride  pipeline  networks  pipeline  networks  a network runs")
     for name, settings in {"live": _LIVE, "file": Settings()}.items():
         choices = settings.resolve(model.defaults)
         for side in options.sides:
             got = measure(model, engine, choices, side=side, frames=options.frames)
             print(
-                f"{name:7} {side:5} {choices.steps:6} {choices.window:6} {choices.stride:6} {got.fps:8.1f} "
-                f"{got.bare_fps:9.1f} {got.share:15.0%} {got.first_seconds:11.2f} s",
+                f"{name:7} {side:5} {choices.steps:6} {choices.window:6} {choices.stride:6} {got.fps:9.1f} "
+                f"{got.bare_fps:9.1f} {got.milliseconds:9.1f} {got.bare_milliseconds:9.1f} {got.share:15.0%}",
                 flush=True,
             )
+    print(f"\ntoonstream --help: {seconds_to_the_help():.2f} s")
+    for side in options.sides:
+        with tempfile.TemporaryDirectory() as folder:
+            first, again = (seconds_to_the_first_frame(side, options.engine, Path(folder)) for _ in range(2))
+        print(
+            f"first committed frame at {side} after the command: {first:.2f} s, then {again:.2f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

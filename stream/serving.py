@@ -6,6 +6,7 @@ same keys that a stream of the same settings looks for.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toonstream.config import MAX_WINDOW, RenderSettings
 from toonstream.engines.background import SwitchableEngine
@@ -18,9 +19,11 @@ from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.export.checkpoints import Model
 from toonstream.export.shapes import Envelope, declared_inputs
 from toonstream.export.tokenizer import PromptTokenizer
-from toonstream.stream.live.networks import SharedNetworks
-from toonstream.stream.live.settings import LiveSettings
 from toonstream.stream.sizes import padded_size
+
+if TYPE_CHECKING:
+    from toonstream.stream.live.networks import SharedNetworks
+    from toonstream.stream.live.settings import LiveSettings
 
 __all__ = [
     "envelope_shapes",
@@ -61,7 +64,7 @@ def stream_envelope(model: Model, settings: RenderSettings, *, size: tuple[int, 
     )
 
 
-def live_envelope(model: Model, settings: LiveSettings) -> Envelope:
+def live_envelope(model: Model, settings: "LiveSettings") -> Envelope:
     """Say which shapes live streams call the networks with, whatever their controllers and viewers choose.
 
     Sizes shrink as far as a network can go; they grow to what is asked for of a source of 16:9, or of one
@@ -151,11 +154,11 @@ def open_stream_engine(
 def open_live_networks(
     name: str,
     model: Model,
-    settings: LiveSettings,
+    settings: "LiveSettings",
     *,
     loras: Mapping[str, Path] | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> SharedNetworks:
+) -> "SharedNetworks":
     """Load a model's networks for live streams, on an engine opened as by `open_stream_engine`.
 
     Args:
@@ -170,6 +173,8 @@ def open_live_networks(
         ModelError: the model has no network for something it asks for.
         InputError: the settings are not for this model.
     """
+    from toonstream.stream.live.networks import SharedNetworks  # which clips do without
+
     chosen = settings.resolve(model.defaults)
     envelope = live_envelope(model, settings) if engine_name(name) in FLAVOURS else None
     engine = open_engine(engine_name(name)) if envelope is None else _open(name, model, envelope, say)
