@@ -210,7 +210,7 @@ class LiveCore(Generic[V]):
         assert self._controller is not None
         if fresh and self._settings.latency is not None:
             # What it costs is not known yet: find out with what is asked for.
-            self._studio.prepare(wished(self._render, self._output), observe=self._observe)
+            self._studio.prepare(self._wish(), observe=self._observe)
         plan = self._controller.decide(fps=self._fps(), now=self._clock(), ready=lambda each: True).plan
         self._studio.prepare(plan, observe=self._observe)
         if self._switching is None:
@@ -266,12 +266,16 @@ class LiveCore(Generic[V]):
 
     def _aim(self) -> None:
         """Tell the controller what is wished for."""
-        wish, promise = wished(self._render, self._output), self._settings.latency
+        wish, promise = self._wish(), self._settings.latency
         self._limit = None if promise is None else LATEST * promise
         if self._controller is None:
             self._controller = Controller(self._costs, wish, promise=promise, multiple=self._studio.multiple)
         else:
             self._controller.ask(wish, promise=promise, multiple=self._studio.multiple)
+
+    def _wish(self) -> Plan:
+        """What is asked for, as far as it can be drawn."""
+        return wished(self._render, self._studio.fitted(self._output))
 
     def _apply_change(self) -> None:
         asked, self._asked = self._asked, None

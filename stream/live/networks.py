@@ -316,6 +316,17 @@ class SharedNetworks:
         """Sides that are multiples of this many pixels are drawn without waste."""
         return self.model.size_multiple
 
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Give the largest size of that shape that the engines here are made for; toons are enlarged."""
+        if self._limits is None:
+            return size
+        largest = self._limits.largest or self._limits.size
+        scale = min(most / side for most, side in zip(largest, size, strict=True))
+        if scale >= 1.0:
+            return size
+        width, height = (max(1, int(side * scale)) for side in size)
+        return width, height
+
     def segment(
         self,
         plan: Plan,
@@ -416,7 +427,7 @@ class SharedNetworks:
             InputError: the settings cannot be met.
             EngineError: the engine refuses a network or its shapes.
         """
-        wish = wished(self.check(settings), settings.size.of(*source))
+        wish = wished(self.check(settings), self.fitted(settings.size.of(*source)))
         plans = [wish]
         if settings.latency is not None:
             whole = list(ladder(wish, multiple=self.multiple))

@@ -64,6 +64,10 @@ class Studio(Protocol[V]):
         """Sides that are multiples of this many pixels are drawn without waste."""
         ...
 
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Give the largest size of that shape that can be drawn, no larger than that."""
+        ...
+
     def check(self, settings: LiveSettings) -> RenderSettings:
         """Fill in what was left open.
 

@@ -1,5 +1,6 @@
 """The engine of a stream, and another that takes over while it runs."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,11 +16,12 @@ from toonstream.cli import main
 from toonstream.config import Settings, Size
 from toonstream.engines.background import SwitchableEngine
 from toonstream.engines.build import BuildJob, Built
-from toonstream.engines.engine import Engine
+from toonstream.engines.engine import Engine, TensorSpec
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.errors import EngineError, SettingError
 from toonstream.export.checkpoints import Model, open_model, shipped_model
+from toonstream.export.tokenizer import PromptTokenizer
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
@@ -167,20 +169,40 @@ def test_while_one_network_is_not_built_torch_serves(model: Model, gpu: Path) ->
     assert isinstance(engine, SwitchableEngine)
 
 
+class Uncalled:
+    """In a network's place."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+
 @given(
-    source=st.sampled_from([(640, 480), (1280, 720), (480, 640), (720, 1280), (200, 130), (320, 240)]),
+    source=st.one_of(
+        st.sampled_from([(640, 480), (1280, 720), (480, 640), (720, 1280), (200, 130), (320, 240)]),
+        st.tuples(st.integers(64, 2000), st.integers(64, 2000)),
+    ),
     window=st.integers(1, 32),
     steps=st.integers(1, 3),
     short=st.sampled_from([128, 256, 384, 512]),
     seen=st.sampled_from(["unet", "vae_decoder", "controlnet_outline", "hint_colour"]),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_controller_of_a_live_stream_chooses_lies_within_what_was_planned(
     model: Model, source: tuple[int, int], window: int, steps: int, short: int, seen: str
 ) -> None:
     asked = LiveSettings(size=Size(short=short, cap=True), window=window, steps=steps)
     envelope = live_envelope(model, asked)
-    wish = wished(asked.resolve(model.defaults), asked.size.of(*source))
+    networks = {"unet": Uncalled(), "text_encoder": Uncalled()}
+    shared = SharedNetworks(model, networks, PromptTokenizer(model.tokenizer_path), limits=envelope)
+    wanted = asked.size.of(*source)
+    wish = wished(asked.resolve(model.defaults), shared.fitted(wanted))
+    assert wish.size[0] <= wanted[0]
+    assert wish.size[1] <= wanted[1]
+    least = min(wish.size)  # a pixel more or less of it is no other shape
+    assert abs(wish.size[0] * wanted[1] / (wish.size[1] * wanted[0]) - 1) <= 1.5 / least
     sides = {axis: envelope.axes(seen)[axis] for axis in ("w", "h", "frames", "batch")}
     for plan in ladder(wish, multiple=model.size_multiple):
         size = padded_size(plan.size, model.size_multiple)

@@ -96,6 +96,7 @@ class Machine:
         share: of the time that the process is given, by time, where other programs want the cores too. They
             have them for `turn` seconds at a time, or three times as long.
         untimed: of what a frame costs, a part that no stage is told of.
+        widest: that can be drawn, in pixels.
     """
 
     fps: Callable[[float], float] = lambda now: 30.0
@@ -107,6 +108,7 @@ class Machine:
     share: Callable[[float], float] = lambda now: 1.0
     turn: float = 0.02
     untimed: float = 0.0
+    widest: int = 100_000
     now: float = 0.0
     multiple: int = 32
     core: LiveCore | None = None
@@ -177,6 +179,10 @@ class Machine:
                 self.core.take(captured)
 
     # What LiveCore asks of a studio.
+
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        scale = min(1.0, self.widest / size[0])
+        return round(size[0] * scale), round(size[1] * scale)
 
     def check(self, settings: LiveSettings):
         if settings.prompt == "too long":

@@ -140,6 +140,17 @@ def test_a_source_that_becomes_another_picture_is_cut_and_goes_on(live):
     assert viewer.plans[-1].startswith("draws 384x512")
 
 
+def test_a_source_that_becomes_wider_than_can_be_drawn_is_drawn_smaller_and_goes_on(live):
+    viewer = Viewer(live, LiveSettings(size=Size(short=384)), widest=600)
+    viewer.feed(9)
+    viewer.feed(9, size=(1280, 480))
+    viewer.finish()
+    assert viewer.plans == [
+        "draws 512x384, 1 steps, window 4, stride 3",
+        "draws 600x225, 1 steps, window 4, stride 3",
+    ]
+
+
 def test_a_source_that_changes_its_shape_all_the_time_is_followed_now_and_then(live):
     viewer = Viewer(live, LiveSettings(size=Size(short=384)))
     made = []

@@ -17,11 +17,14 @@ from toonstream.config import Size
 from toonstream.engines.engine import TensorSpec
 from toonstream.errors import EngineError, InputError
 from toonstream.export.checkpoints import open_model, shipped_model
+from toonstream.export.shapes import Envelope
 from toonstream.export.tokenizer import PromptTokenizer
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.denoise import Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import ladder
+from toonstream.stream.live.core import LiveCore
+from toonstream.stream.live.inbox import Captured
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.session import LiveSession
 from toonstream.stream.live.settings import LiveSettings, Plan
@@ -355,6 +358,36 @@ def test_prompts_may_be_as_long_as_streams_begin_with(tokenizer):
     assert words.towards(shared.words(short), 0.5).text.shape[1] == 2 * 77
     with pytest.raises(InputError, match="more than 150 tokens"):
         shared.check(LiveSettings(prompt="ink " * 200))
+
+
+def test_a_source_that_outgrows_the_engines_is_drawn_within_them_and_the_session_goes_on(tokenizer):
+    seen = set()
+
+    def run(network, tensors):
+        seen.update(
+            tuple(tensor.shape[-2:]) for name, tensor in tensors.items() if name in ("sample", "hint")
+        )
+        return network(tensors)
+
+    networks = {name: Watched(network, run) for name, network in stand_ins().items()}
+    limits = Envelope(size=(64, 32), smallest=(32, 32), largest=(64, 64), window=4, stride=2)
+    shared = share(tokenizer, networks, limits=limits)
+    toons = []
+    asked = LiveSettings(size=Size(short=32), window=4, stride=2, steps=1, latency=2.0)
+    shared.warm_up(asked, (64, 32))
+    core = LiveCore(shared, asked, deliver=toons.append, clock=lambda: 0.0)
+    random = np.random.default_rng(0)
+    for place, (width, height) in enumerate([(64, 32)] * 5 + [(320, 64)] * 6 + [(64, 200)] * 5):
+        image = random.integers(0, 255, (height, width, 3), np.uint8)
+        frame = Frame(index=0, pts=place, time_base=Fraction(1, 30), image=image)
+        core.take(Captured(frame=frame, at=0.0))
+    core.finish()
+    assert [toon.toon.pts for toon in toons] == list(range(16))
+    assert [toon.plan.size for toon in toons[4::5]] == [(64, 32), (64, 12), (20, 64)]
+    assert toons[6].toon.image.shape == (32, 160, 3)
+    assert max(max(sides) for sides in seen) <= 64
+    with pytest.raises(EngineError, match="not made for that"):
+        shared.prepare(replace(PLAN, size=(96, 32)))
 
 
 def test_warming_up_prepares_the_sizes_that_give_way(tokenizer):
