@@ -15,20 +15,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toonstream.config import Settings
+from toonstream.engines.build import BuildJob, run_build
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import ModelError
 from toonstream.export.annotators import make_annotator
-from toonstream.export.checkpoints import Model, open_model
+from toonstream.export.checkpoints import Model, in_precision, open_model
 from toonstream.export.networks.annotators.annotator import Annotator
 from toonstream.export.networks.annotators.depth import DepthAnything
 from toonstream.export.onnx import export_network
+from toonstream.export.shapes import Envelope, declared_inputs
 from toonstream.export.verify import compare
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import load_stylizer
 
+CPU = torch.device("cpu")
 TINY_OUTLINE = {"model_type": "informative_drawings", "width": 4}
 TINY_SOFTEDGE = {"model_type": "hed", "widths": [3, 4, 4, 6, 6]}
 
@@ -103,6 +106,41 @@ def test_onnx_runtime_draws_what_torch_draws(annotated: Model, name: str) -> Non
     errors = compare(TorchEngine().load(source), OnnxRuntimeEngine().load(source), shapes)
     assert errors.keys() == {"hint"}
     assert errors["hint"] < 1e-4
+
+
+@pytest.fixture(scope="module")
+def half(annotated: Model) -> Model:
+    """The same in float16, for TensorRT."""
+    model = in_precision(annotated, "float16")
+    for name in ("outline", "softedge", "depth"):
+        path = model.onnx_files[f"annotator_{name}"]
+        module = model.sources[f"annotator_{name}"].build()
+        export_network(module, path, path.with_name("model.safetensors"), precision="float16")
+    return in_precision(open_model(annotated.path), "float16")
+
+
+@pytest.mark.parametrize("name", ["outline", "softedge", "depth"])
+def test_in_half_precision_they_draw_nearly_the_same(annotated: Model, half: Model, name: str) -> None:
+    source = annotated.sources[f"annotator_{name}"]
+    exact = TorchEngine(device=CPU).load(source)
+    image = torch.rand(1, 3, 40, 72)
+    expected = exact({"image": image})["hint"]
+    in_file = OnnxRuntimeEngine().load(half.sources[f"annotator_{name}"])({"image": image})["hint"]
+    assert (in_file.float() - expected).abs().mean() < 2e-2
+    eagerly = TorchEngine(device=CPU, dtype=torch.bfloat16).load(source)({"image": image})["hint"]
+    assert (eagerly - expected).abs().mean() < 0.1  # bfloat16 stands in for float16
+
+
+@pytest.mark.parametrize("name", ["outline", "softedge", "depth"])
+def test_they_build_into_engines(half: Model, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    source = half.sources[f"annotator_{name}"]
+    assert source.onnx is not None
+    envelope = Envelope(size=(72, 48), smallest=(48, 48), largest=(96, 96), window=4, stride=2)
+    shapes = envelope.triples(source.name, declared_inputs(source.onnx))
+    job = BuildJob(label=name, flavour="tensorrt-rtx", onnx=source.onnx, shapes=shapes, capability=(8, 9))
+    run_build(job, tmp_path / "engine")
+    assert (tmp_path / "engine").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", ["outline", "softedge", "depth"])
