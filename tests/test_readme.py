@@ -118,3 +118,18 @@ def test_the_benches_are_there(name: str) -> None:
 
 def test_every_picture_is_there() -> None:
     assert all((ROOT / name).is_file() for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README))
+
+
+def options_of_the_programs() -> set[str]:
+    """Every long option that some command, training stage or bench declares."""
+    files = [*ROOT.glob("bench/*.py"), *(ROOT / "export" / "train").glob("*.py")]
+    files += [
+        ROOT / "src" / "toonstream" / "cli.py",
+        *(ROOT / "src" / "toonstream" / "commands").glob("*.py"),
+    ]
+    return {option for file in files for option in re.findall(r'"(--[a-z][a-z-]+)"', file.read_text("utf-8"))}
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))))
+def test_the_options_that_the_readme_names_are_there(option: str) -> None:
+    assert option in {*options_of_the_programs(), "--help"}
