@@ -300,7 +300,11 @@ def train_motion(
 
 
 def _wake(control: ControlNetModel) -> None:
-    """Start the zero convolutions small instead: there is no trained network here to disturb."""
+    """Start the zero convolutions small instead: there is no trained network here to disturb.
+
+    And start without the noise, in whose place the hint would else have to be found.
+    """
+    nn.init.zeros_(control.conv_in.weight)
     for convolution in (*control.controlnet_down_blocks, control.controlnet_mid_block):
         nn.init.xavier_uniform_(convolution.weight, gain=0.5)
 
@@ -384,7 +388,7 @@ def _train(
 
 def _pixel_weight(progress: float) -> float:
     """Latents first: they say where to go. Then pixels: they say what is sharp."""
-    return 0.2 + 0.8 * min(1.0, max(0.0, (progress - 0.4) / 0.2))
+    return 0.3 + 0.7 * min(1.0, max(0.0, (progress - 0.2) / 0.2))
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ TEXT_WIDTH = 128
 TEXT_LENGTH = 77
 VOCABULARY = 512
 
-_CHANNELS = (48, 64, 128)
+_CHANNELS = (96, 96, 128)  # room for noisy latents and for hints beside them: else details drown in noise
 _GROUPS = 4  # wide: how bright a picture is must come through them
 _HEADS = 4
 _VAE_WIDTH = 2 * LATENT_CHANNELS
