@@ -35,6 +35,7 @@ class Inverter:
         self.changes = [change]
         self.offered = 0
         self.finished = self.closed = False
+        self.kept = True
         self.events: list[dict[str, object]] = []
         self.ended = ended
         self._deliver = deliver
@@ -67,7 +68,7 @@ class Inverter:
             "waits": {"window": parts, "turn": {"count": 0, "p50": None, "p95": None, "p99": None}},
             "events": tuple(self.events),
             "promise": 0.1,
-            "kept": False,
+            "kept": self.kept,
         }
 
 

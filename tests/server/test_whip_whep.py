@@ -155,7 +155,7 @@ async def test_settings_and_figures_are_the_publishers(published: tuple[Running,
         'toonstream_stage_seconds{quantile="0.95",session="1",stage="unet"} 0.02',
         'toonstream_queue_age_seconds{quantile="0.5",queue="window",session="1"} 0.01',
         'toonstream_promise_seconds{session="1"} 0.1',
-        'toonstream_promise_kept{session="1"} 0.0',
+        'toonstream_promise_kept{session="1"} 1.0',
     ):
         assert line in metrics.splitlines()
     # What the server itself does is told in the same way, and a queue where nothing waited is left out.
@@ -200,6 +200,22 @@ async def test_a_full_server_says_so(service: Running) -> None:
     clients.append(await connect(service.http, "/whip", Camera()))
     for client in clients:
         await client.close()
+
+
+async def test_a_machine_that_cannot_keep_up_takes_nobody_more(published: tuple[Running, Client]) -> None:
+    service, client = published
+    service.cores[0].kept = False
+    await service.server.registry.refresh()  # as it does every second
+    refused = await connect(service.http, "/whip", Camera(), expect=503)
+    assert "the machine cannot draw fast enough" in refused.answer
+    metrics = await (await service.http.get("/metrics")).text()
+    assert 'toonstream_promise_kept{session="1"} 0.0' in metrics
+    assert 'toonstream_offers_total{endpoint="whip",outcome="full"} 1.0' in metrics
+    service.cores[0].kept = True
+    await service.server.registry.refresh()
+    other = await connect(service.http, "/whip", Camera())
+    for each in (client, other):
+        await each.close()
 
 
 async def test_watchers_are_bounded_too() -> None:
