@@ -146,7 +146,7 @@ class Registry:
         if len(self._sessions) + self._coming + self._closing >= self._settings.max_sessions:
             self._refuse("whip", f"all {self._settings.max_sessions} sessions are taken: try again later")
         if not all(session.figures().kept for session in self.sessions):
-            self._refuse("whip", "the machine cannot draw fast enough for those who are here: try again later")
+            self._refuse("whip", "the machine cannot draw fast enough for who is here: try again later")
         self._check_name(watch_key)
         held = self._take_held(watch_key or "")
         stage = held or Stage(
