@@ -16,6 +16,8 @@ from toonstream.stream.sizes import padded_size
 
 __all__ = ["Conditioned", "Conditions", "as_image", "padded_size"]
 
+_LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)  # what a byte is in a hint
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conditioned:
@@ -78,8 +80,9 @@ class Conditions:
 def as_image(picture: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Turn a decoded (3, H, W) picture in [-1, 1] into (height, width, 3) uint8 RGB, padding cropped off."""
     width, height = size
-    levels = picture[:, :height, :width].permute(1, 2, 0).add(1.0).mul_(127.5).round_().clamp_(0.0, 255.0)
-    return levels.to("cpu", torch.uint8).contiguous().numpy()
+    levels = picture[:, :height, :width].add(1.0).mul_(127.5).round_().clamp_(0.0, 255.0)
+    planes = levels.to("cpu", torch.uint8).contiguous().numpy()
+    return np.asarray(cv2.merge(list(planes)), dtype=np.uint8)
 
 
 def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -93,6 +96,10 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 
 def _as_hint(image: NDArray[np.uint8]) -> Tensor:
     """(H, W) or (H, W, 3) uint8 → (3, H, W) float32 in [0, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image))
-    channels = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor.expand(3, -1, -1)
-    return channels.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0).contiguous()
+    hint = np.empty((3, *image.shape[:2]), np.float32)
+    if image.ndim == 2:
+        hint[:] = cv2.LUT(image, _LEVELS)
+    else:
+        for plane, levels in zip(hint, cv2.split(image), strict=True):
+            cv2.LUT(levels, _LEVELS, dst=plane)
+    return torch.from_numpy(hint)

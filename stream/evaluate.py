@@ -186,19 +186,17 @@ class Evaluator:
         steps = torch.tensor([step for _, step in new])
         sides = self._sides
         inputs = {
-            "sample": self._scaled(frames, steps).repeat(sides, 1, 1, 1),
+            "sample": _on_sides(self._scaled(frames, steps), sides),
             "timestep": self._timesteps(steps),
             "text": _by_side([frame.text for frame in frames]),
         }
         summed: dict[str, Tensor] = {}
         for name, scale in self._scales.items():
-            embedding = torch.stack([frame.embeddings[name].take() for frame in frames]).repeat(
-                sides, 1, 1, 1
-            )
+            embedding = _on_sides(torch.stack([frame.embeddings[name].take() for frame in frames]), sides)
             outputs = self._networks[f"controlnet_{name}"]({**inputs, "embedding": embedding})
             for key, output in outputs.items():
                 # A network's outputs are the caller's own, so they can be summed where they lie.
-                scaled = output.mul_(scale)
+                scaled = output if scale == 1.0 else output.mul_(scale)
                 summed[key] = summed[key].add_(scaled) if key in summed else scaled
             self._counts["controlnet_calls"] += 1
             self._counts["controlnet_frames"] += sides * len(frames)
@@ -222,7 +220,7 @@ class Evaluator:
             for key, residual in frames[0].residuals.items()
         }
         inputs = {
-            "sample": sample.reshape(batch, length, *sample.shape[1:]).repeat(sides, 1, 1, 1, 1),
+            "sample": _on_sides(sample.reshape(batch, length, *sample.shape[1:]), sides),
             "timestep": self._timesteps(steps),
             "text": _by_side([_mean([frame.text for frame in window.frames]) for window in windows]),
         }
@@ -289,6 +287,11 @@ def _mean(texts: Sequence[Tensor]) -> Tensor:
     if all(text is first for text in texts):
         return first
     return torch.stack(list(texts)).mean(dim=0)
+
+
+def _on_sides(batch: Tensor, sides: int) -> Tensor:
+    """A batch (N, …) for each side: (sides · N, …); itself where there is one side."""
+    return batch if sides == 1 else batch.repeat(sides, *[1] * (batch.dim() - 1))
 
 
 def _by_side(texts: Sequence[Tensor]) -> Tensor:
