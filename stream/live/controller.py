@@ -3,9 +3,9 @@
 A frame waits for the look-ahead, R_T frames, which at f frames a second is R_T / f seconds; then for the T
 windows that commit it, and its decoding. By how much frames turn out to be older than that, once they are
 final, is learnt, whatever the reason; where other programs want the cores too, that is most of their age.
-What is asked for gives way in this order until the promise is kept: size, steps, window and stride, then
-frame rate. It comes back in the opposite order, when there has been room for it for a while; every time that
-turns out too early, the while gets longer. Pure: told the time, it tells what to run.
+What is asked for gives way in this order until the promise is kept: deflickering, size, steps, window and
+stride, then frame rate. It comes back in the opposite order, when there has been room for it for a while;
+every time that turns out too early, the while gets longer. Pure: told the time, it tells what to run.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from toonstream.config import Mode
-from toonstream.stream.live.costs import Costs, Shape
+from toonstream.stream.live.costs import DELIVERED, STEADYING, Costs, Shape
 from toonstream.stream.live.settings import Plan
 from toonstream.stream.window import Windows
 
@@ -102,6 +102,8 @@ class Forecaster:
         if key not in self._parts:
             self._parts[key] = self._measure(plan)
         before, window, after = self._parts[key]
+        if plan.steady:
+            after += self._costs.seconds(STEADYING, DELIVERED)
         burst = plan.steps * window
         needed = burst + plan.stride * (before + after)
         period = plan.every / self._fps
@@ -121,7 +123,7 @@ class Forecaster:
                 window += self._costs.seconds(stage, Shape(*plan.size, sides * plan.stride))
             elif stage.startswith(("conditions", "annotator_", "hint_")):
                 before += self._costs.seconds(stage, Shape(*plan.size))
-            else:
+            elif stage != STEADYING:
                 after += self._costs.seconds(stage, Shape(*plan.size))
         return before, window, after
 
@@ -137,7 +139,10 @@ def ladder(wish: Plan, *, multiple: int = 1) -> Iterator[Plan]:
         for window, stride in _windowings(wish.window, wish.stride):
             for steps in _step_counts(wish.steps):
                 for size in _sizes(wish.size, multiple):
-                    yield replace(wish, size=size, steps=steps, window=window, stride=stride, every=every)
+                    plan = replace(wish, size=size, steps=steps, window=window, stride=stride, every=every)
+                    yield plan
+                    if plan.steady:
+                        yield replace(plan, steady=False)
 
 
 class Controller:

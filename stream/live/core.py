@@ -1,6 +1,6 @@
 """What one viewer's stream does with each frame; no threads, so that a test can be the worker.
 
-captured → kept, numbered, given its words → switching → stream under the plan → toon → deliver
+captured → kept, numbered, given its words → switching → stream under the plan → toon → steadied → deliver
                                                 ↑ plan
 costs of every run, latencies, frame rate → controller
 
@@ -19,12 +19,13 @@ from toonstream.stream.clock import Clock
 from toonstream.stream.compose import fitted
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.controller import Controller, Decision
-from toonstream.stream.live.costs import Costs, Shape
+from toonstream.stream.live.costs import DELIVERED, STEADYING, Costs, Shape
 from toonstream.stream.live.fading import Fade
 from toonstream.stream.live.flight import LATEST, Flight
 from toonstream.stream.live.inbox import Captured, Inbox
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.live.statistics import Event, LiveStatistics, Meter
+from toonstream.stream.live.steadier import Steadier
 from toonstream.stream.live.studio import LiveToon, Run, Studio
 from toonstream.stream.live.switching import Pushed, Segment, Switching
 from toonstream.stream.live.words import Words, WordTrack
@@ -41,6 +42,7 @@ _SHAPES, _SHAPE_SPAN = 4, 30.0  # so many new shapes of the source are followed 
 _STILL_PATIENCE = 2  # frames that are there twice or three times, as film in 60 frames a second has them
 _STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
 _SETTLED = 1.0  # seconds that the same plan must be desired before it is built, where there is a promise
+_AGES = 64  # of toons that went out, kept until the next is drawn
 V = TypeVar("V")
 
 
@@ -89,6 +91,7 @@ class LiveCore(Generic[V]):
         self._aimed: Plan | None = None  # what runs, or is on its way
         self._refused: Plan | None = None  # the latest that cannot be built
         self._every = 1
+        self._steadier = Steadier(clock, self._note_steadying)
         self._came = 0
         self._cuts = CutDetector()
         self._since_cut = 0  # frames
@@ -102,13 +105,16 @@ class LiveCore(Generic[V]):
         self._rested = False  # whether they count
         self._desired: tuple[Plan, float] | None = None  # what is not ready, and since when it is desired
         self._settled_at = 0.0
+        self._aged: deque[tuple[float, float]] = deque(maxlen=_AGES)  # captured at, age; put by any thread
         self._kept = True
         self._broken_at: float | None = None
 
     @property
     def plan(self) -> Plan | None:
         """What new frames go into."""
-        return None if self._switching is None else replace(self._switching.plan, every=self._every)
+        if self._switching is None:
+            return None
+        return replace(self._switching.plan, every=self._every, steady=self._steadier.on)
 
     @property
     def in_flight(self) -> int:
@@ -144,6 +150,10 @@ class LiveCore(Generic[V]):
         if self._source is not None:
             settings.size.of(*self._source)
         self._asked = settings
+
+    def note_age(self, seconds: float) -> None:
+        """Note how old a toon was when it could have gone out; from any thread."""
+        self._aged.append((self._clock() - seconds, seconds))
 
     def take(self, captured: Captured) -> None:
         """Take one frame through."""
@@ -211,14 +221,17 @@ class LiveCore(Generic[V]):
         if fresh and self._settings.latency is not None:
             # What it costs is not known yet: find out with what is asked for.
             self._studio.prepare(self._wish(), observe=self._observe)
+            if self._wish().steady:
+                self._steadier.try_out(source, self._output)
         plan = self._controller.decide(fps=self._fps(), now=self._clock(), ready=lambda each: True).plan
         self._studio.prepare(plan, observe=self._observe)
         if self._switching is None:
-            self._switching = Switching(self._start, replace(plan, every=1))
+            self._switching = Switching(self._start, _drawn(plan))
         else:
-            for toon in self._switching.cut(replace(plan, every=1)):
+            for toon in self._switching.cut(_drawn(plan)):
                 self._out(toon)
         self._since_cut = 0
+        self._steadier.cut(self._came)
         self._take_up(plan, f"draws {plan}")
 
     def _follows(self, source: tuple[int, int]) -> bool:
@@ -246,9 +259,12 @@ class LiveCore(Generic[V]):
         assert self._switching is not None
         assert self._aimed is not None
         self._since_cut += 1
-        if not self._cuts.push(frame.image) or self._since_cut <= self._switching.plan.stride:
+        if not self._cuts.push(frame.image):
             return
-        for toon in self._switching.cut(replace(self._aimed, every=1)):
+        self._steadier.cut(self._came)
+        if self._since_cut <= self._switching.plan.stride:
+            return
+        for toon in self._switching.cut(_drawn(self._aimed)):
             self._out(toon)
         self._since_cut = 1
 
@@ -334,7 +350,7 @@ class LiveCore(Generic[V]):
         self.meter.drop("window", "late", count)
         self._controller.observe_loss(age, fps=self._fps(), now=now)
         self._decide(urgent=True)
-        self._switching.abandon(replace(self._aimed, every=1))
+        self._switching.abandon(_drawn(self._aimed))
         self._settled_at, self._since_cut = now, 0
 
     def _decide(self, *, urgent: bool = False) -> None:
@@ -354,7 +370,7 @@ class LiveCore(Generic[V]):
             self._limit = LATEST * least
         if plan == self._aimed:
             return
-        self._switching.ask(replace(plan, every=1))
+        self._switching.ask(_drawn(plan))
         self._take_up(plan, f"goes over to {plan}")
 
     def _make_ready(self, decision: Decision) -> None:
@@ -380,6 +396,7 @@ class LiveCore(Generic[V]):
 
     def _take_up(self, plan: Plan, message: str) -> None:
         self._aimed, self._every = plan, plan.every
+        self._steadier.turn(plan.steady)
         # As many wait at most as come in while a window is run, and one more.
         self.inbox.set(capacity=plan.stride + 1, every=plan.every)
         self._settled_at = self._clock()
@@ -455,22 +472,30 @@ class LiveCore(Generic[V]):
             self._observe(plan, Run(stage="rest", frames=1, seconds=rest))
         self._rested, self._rest, self._timed = True, 0.0, 0.0
 
-    def _out(self, toon: Toon) -> None:
+    def _note_steadying(self, seconds: float) -> None:
         now = self._clock()
-        landed = self._flight.leave(now=now, limit=self._limit)
+        self.meter.add("stage", STEADYING, seconds, at=now)
+        self._timed += seconds
+        self._costs.observe(STEADYING, DELIVERED, seconds)
+
+    def _out(self, toon: Toon) -> None:
+        landed = self._flight.leave(now=self._clock(), limit=self._limit)
+        if not landed.late:
+            toon = self._steadier(toon)
+        now = self._clock()
         assert self._switching is not None
         age = now - landed.captured_at
         self.meter.add("wait", "window", now - landed.entered_at, at=now)
         if not self._switching.settled:
             self._settled_at = now
         elif self._controller is not None and landed.captured_at >= self._settled_at:
-            self._controller.observe_latency(age, fps=self._fps(), now=now)
+            self._controller.observe_latency(max(age, self._way_out()), fps=self._fps(), now=now)
         if landed.late:
             self.meter.drop("window" if landed.given_up else "output", "late")
             return
         self.meter.count("out", at=now)
         self.meter.add("latency", "", age, at=now)
-        plan = replace(self._switching.plan, every=self._every)
+        plan = replace(self._switching.plan, every=self._every, steady=self._steadier.on)
         number, self._delivered = self._delivered, self._delivered + 1
         self._deliver(
             LiveToon(
@@ -483,6 +508,15 @@ class LiveCore(Generic[V]):
         )
         done = self._clock()
         self._observe(plan, Run(stage="deliver", frames=1, seconds=done - now))
+
+    def _way_out(self) -> float:
+        """The oldest of those that went out lately, in seconds: encoders want the cores, too."""
+        oldest = 0.0
+        while self._aged:
+            captured_at, age = self._aged.popleft()
+            if captured_at >= self._settled_at:
+                oldest = max(oldest, age)
+        return oldest
 
     def _fps(self) -> float:
         return self.inbox.fps or _ASSUMED_FPS
@@ -499,7 +533,13 @@ def wished(render: RenderSettings, size: tuple[int, int]) -> Plan:
         guidance=render.guidance,
         shared_noise=render.shared_noise,
         fusion=render.fusion,
+        steady=render.deflicker != "off",
     )
+
+
+def _drawn(plan: Plan) -> Plan:
+    """What the networks know of a plan: not which frames they get, nor what becomes of their toons."""
+    return replace(plan, every=1, steady=False)
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -513,4 +553,4 @@ def _said(render: RenderSettings) -> tuple[str, str, int]:
 
 
 def _run(render: RenderSettings) -> tuple[object, ...]:
-    return render.steps, render.window, render.stride, render.mode, render.guidance
+    return render.steps, render.window, render.stride, render.mode, render.guidance, render.deflicker

@@ -5,7 +5,7 @@ from collections import deque
 from statistics import median
 from typing import NamedTuple
 
-__all__ = ["Costs", "Shape"]
+__all__ = ["DELIVERED", "STEADYING", "Costs", "Shape"]
 
 _RISE = 0.4  # of the way to a higher value, an observation
 _FALL = 0.15  # of the way to a lower one: slower, so that what is uneven is taken for its slow side
@@ -24,6 +24,13 @@ class Shape(NamedTuple):
     def pixels(self) -> int:
         """All of them together."""
         return self.width * self.height * self.frames
+
+
+STEADYING = "steadying"
+"""The stage that deflickers toons: at the size that is delivered, whatever they are drawn at."""
+
+DELIVERED = Shape(1, 1)
+"""Stands for that size."""
 
 
 class Costs:
