@@ -71,6 +71,9 @@ class Copier:
     def close(self) -> None:
         """Nothing to let go of."""
 
+    def aged(self, seconds: float) -> None:
+        """It makes no difference."""
+
     def statistics(self) -> Mapping[str, object]:
         """None."""
         return {}

@@ -115,6 +115,7 @@ class _Drawn:
         shared.check(settings)
         self._session = LiveSession(shared, settings, deliver=pass_on, ended=tell)
         self.offer = self._session.offer
+        self.aged = self._session.note_age
 
     def change(self, change: Change) -> None:
         """Take other settings."""

@@ -109,6 +109,7 @@ class Lane(Generic[T]):
         sent: is told the seconds from capture to hand-out of every packet.
         failed: is told why encoding cannot go on.
         timed: is told how long encoding takes, and how long frames wait before and after it.
+        aged: is told how many seconds old every frame is when it could go out, or gives way.
         clock: the time.
     """
 
@@ -124,6 +125,7 @@ class Lane(Generic[T]):
         sent: Callable[[float], None] = lambda latency: None,
         failed: Callable[[str], None] = lambda reason: None,
         timed: Timed = lambda kind, name, seconds: None,
+        aged: Callable[[float], None] = lambda seconds: None,
         clock: Clock = monotonic,
     ) -> None:
         self._make_encoder = make_encoder
@@ -135,6 +137,7 @@ class Lane(Generic[T]):
         self._sent = sent
         self._failed = failed
         self._timed = timed
+        self._aged = aged
         self._clock = clock
         self._waiting: deque[tuple[T, float]] = deque()  # with the time that each came
         self._arrived = asyncio.Event()
@@ -225,12 +228,14 @@ class Lane(Generic[T]):
                 self._delay.ready(self._captured_at(item), came)
             if self._waiting and begin > self._delay.latest(self._captured_at(item), grace=OVERDUE):
                 self._dropped("encode", "late")
+                self._aged(begin - self._captured_at(item))
                 continue
             packets = await loop.run_in_executor(
                 self._threads, partial(self._encoder.encode, item, key=self._takes_key())
             )
             encoding = self._clock() - begin
             self._timed("stage", "encode", encoding)
+            self._aged(self._clock() - self._captured_at(item))
             if self._leading:  # the time spent waiting for the frames before is not this one's fault
                 self._delay.ready(self._captured_at(item), came + encoding)
             for encoded in packets:

@@ -109,6 +109,10 @@ class Live(Protocol):
         """Stop at once, and let go of everything."""
         ...
 
+    def aged(self, seconds: float) -> None:
+        """Learn that one of the toons was so many seconds old when it could go out; from any thread."""
+        ...
+
     def statistics(self) -> Mapping[str, object]:
         """Figures for the page, ready for JSON.
 

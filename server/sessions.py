@@ -136,6 +136,7 @@ class Session:
         self._live = await self._loop.run_in_executor(
             None, open_live, change, self._deliver_from_thread, self._fail_from_thread
         )
+        self.stage.aged = self._live.aged
         self._tasks.append(asyncio.create_task(self._read_video(), name="video intake"))
         if "audio" in self.peer.received:
             self._tasks.append(asyncio.create_task(self._read_sound(), name="sound intake"))

@@ -62,6 +62,7 @@ class Stage:
         watchers: those who watch, by their keys.
         meter: how long everything takes here.
         failed: see above; another publisher's comes in its place.
+        aged: told how many seconds old every picture is when it could go out; the publisher's, likewise.
         size: (width, height) of the last picture, or None.
     """
 
@@ -78,6 +79,7 @@ class Stage:
         self.watchers: dict[str, Watcher] = {}
         self.meter = Meter()
         self.failed = failed
+        self.aged: Callable[[float], None] = _nobody
         self.size: tuple[int, int] | None = None
         self._settings = settings
         self._threads = threads
@@ -169,7 +171,7 @@ class Stage:
 
     def hold(self, failed: Callable[[str], None]) -> None:
         """Nobody publishes now: show the last picture until somebody does, so that players stay."""
-        self.failed = failed
+        self.failed, self.aged = failed, _nobody
         if self._holding is None:
             self._holding = asyncio.create_task(self._hold(), name="stage held")
 
@@ -213,6 +215,7 @@ class Stage:
             sent=self._sent,
             failed=self._fail,
             timed=self._timed,
+            aged=self._note_age,
         )
 
     async def _hold(self) -> None:
@@ -229,6 +232,9 @@ class Stage:
     def _fail(self, reason: str) -> None:
         self.failed(reason)
 
+    def _note_age(self, seconds: float) -> None:
+        self.aged(seconds)
+
     def _timed(self, kind: str, name: str, seconds: float) -> None:
         self.meter.add(kind, name, seconds, at=monotonic())
 
@@ -236,3 +242,7 @@ class Stage:
         if self._holding is None:
             self.meter.add("shown", "", latency, at=monotonic())
             self._metrics.latency.observe(latency)
+
+
+def _nobody(seconds: float) -> None:
+    """Nobody wants to know."""

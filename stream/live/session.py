@@ -107,6 +107,13 @@ class LiveSession:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def note_age(self, seconds: float) -> None:
+        """Note how old a toon was when a consumer could have sent it; from any thread.
+
+        The controller goes by that, too: what takes the cores from encoders is seen there only.
+        """
+        self._core.note_age(seconds)
+
     def note_shown(self, toon: LiveToon, at: float | None = None) -> None:
         """Note when a consumer showed a toon, or sent it; from any thread."""
         now = self._clock() if at is None else at

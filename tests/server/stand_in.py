@@ -38,6 +38,7 @@ class Inverter:
         self.kept = True
         self.events: list[dict[str, object]] = []
         self.ended = ended
+        self.ages: list[float] = []
         self._deliver = deliver
 
     def offer(self, frame: Frame, captured_at: float) -> None:
@@ -49,6 +50,9 @@ class Inverter:
 
     def change(self, change: Change) -> None:
         self.changes.append(change)
+
+    def aged(self, seconds: float) -> None:
+        self.ages.append(seconds)
 
     def finish(self) -> None:
         self.finished = True

@@ -50,6 +50,27 @@ async def read(subscription: Subscription, count: int) -> list[int]:
     return [packet.packet.pts for packet in packets if packet is not None]
 
 
+async def test_how_old_frames_are_when_they_could_go_out_is_told() -> None:
+    ages: list[float] = []
+    with ThreadPoolExecutor(1) as threads:
+        lane: Lane[int] = Lane(
+            Counting,
+            lambda item: 10.0 * item,
+            Delay(initial=0.0),
+            threads=threads,
+            dropped=lambda place, reason: None,
+            leading=True,
+            aged=ages.append,
+            clock=lambda: 100.0,
+        )
+        watching = lane.subscribe()
+        for index in range(3):
+            lane.feed(index)
+        await read(watching, 1)
+        await lane.close()
+    assert ages[:1] == [100.0]
+
+
 async def test_nothing_is_encoded_while_nobody_watches(
     lane: tuple[Lane[int], Counter[tuple[str, str]]],
 ) -> None:

@@ -385,6 +385,22 @@ def test_a_frame_that_is_too_old_once_it_is_final_is_not_decoded(live):
     assert len(viewer.toons) == before + 1
 
 
+def test_toons_that_go_out_late_make_the_drawing_give_way_and_it_comes_back(live):
+    """As where encoders are not given the cores: nothing that is drawn takes longer."""
+    viewer = Viewer(live, PROMISED)
+    viewer.feed(30)
+    first = viewer.core.plan
+    for _ in range(10 * 30):
+        viewer.core.note_age(0.5)
+        viewer.feed()
+    given_way = viewer.core.plan
+    assert (given_way.size, given_way.window) < (first.size, first.window)
+    for _ in range(40 * 30):
+        viewer.core.note_age(0.2)
+        viewer.feed()
+    assert viewer.core.plan == first
+
+
 def test_where_all_are_late_one_is_shown_now_and_then(live):
     """As where the promise was made for another machine, and nothing less can be drawn."""
     machine = live.Machine(slowness=lambda now: 100.0)
