@@ -72,7 +72,8 @@ def test_an_engine_takes_over_in_the_middle_of_a_stream_without_a_gap(model: Mod
     made = toons(model, engine, settle_at=4)
     assert len(made) == FRAMES
     assert said == ["openvino takes over"]
-    assert all(np.array_equal(picture, old) for picture, old in zip(made[:2], before[:2], strict=True))
+    # To rounding: what takes over compiles for shapes, so that batches are of one size from the start.
+    assert all(difference(picture, old) < 0.01 for picture, old in zip(made[:2], before[:2], strict=True))
     assert difference(made[-1], after[-1]) < difference(made[-1], before[-1])
     # Nothing in between is further from the old or the new than these are from one another.
     for picture, old, new in zip(made, before, after, strict=True):
