@@ -50,6 +50,8 @@ def test_help_fits_one_screen(capsys):
         (["udp://127.0.0.1:5000", "toon.mp4", "--style", "nonesuch"], "has no style 'nonesuch'"),
         (["rtmp://127.0.0.1:1/live/sesame", "toon.mp4"], "nobody answers at rtmp://127.0.0.1:1/live/***"),
         (["udp://127.0.0.1:5000", "rtmp://127.0.0.1:1/live/sesame"], "nobody answers at rtmp://127.0.0.1:1/"),
+        (["udp://127.0.0.1:5000", "toon.mp4", "--remember", "2"], "--remember is for clips"),
+        (["udp://127.0.0.1:5000", "toon.mp4", "--deflicker", "accurate"], "invalid choice: 'accurate'"),
         (["whip://0.0.0.0:8080", "toon.mp4"], "can be reached from outside: set a token"),
         (["whip://", "toon.mp4"], "write whip://HOST:PORT"),
         (["udp://127.0.0.1:5000", "whep://127.0.0.1:8080"], "names no stream: write whep://HOST:PORT/NAME"),

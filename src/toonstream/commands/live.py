@@ -30,6 +30,8 @@ __all__ = ["run"]
 EXIT_ERROR = 2
 _LINE_SECONDS = 5.0  # between two lines where nobody watches a terminal
 _BIT_RATES = (50_000, 100_000_000)  # bits a second
+_DEFLICKER = ("off", "causal")  # the other ways look ahead
+_FOR_CLIPS = ("--remember", "--reference")
 _MODES = ("wavefront", "anchored")  # skewed waits longer for the same result
 _MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -78,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="another seed, other details (0)")
     add("--size", metavar="SIZE", help="640x360, or the short side; else at most 384")
     add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255; 3")
+    add("--deflicker", choices=_DEFLICKER, metavar="D", help="off | causal: blend with the toon before")
+    for option in _FOR_CLIPS:
+        add(option, help=argparse.SUPPRESS)
     add("--side-by-side", action="store_true", help="source on the left, toon on the right")
     add(
         "--engine",
@@ -108,6 +113,12 @@ def run(words: Sequence[str]) -> int:
         ToonstreamError: source, destinations or settings cannot be used, or failed for good.
     """
     options = _parser().parse_intermixed_args(words)
+    for option in _FOR_CLIPS:
+        if getattr(options, option.removeprefix("--")) is not None:
+            raise SettingError(
+                f"{option} is for clips: a live stream attends to no other frames; leave it out, and add "
+                "--mode anchored to keep to what is final"
+            )
     bit_rate = None if options.bitrate is None else _bit_rate(options.bitrate)
     retry = _retry(options.retry)
 
@@ -246,6 +257,7 @@ def _settings(options: argparse.Namespace) -> "LiveSettings":
         guidance=options.guidance,
         latency=None if options.latency is None else parse_latency(options.latency),
         skip=options.skip,
+        deflicker=options.deflicker,
     )
     return settings if options.size is None else replace(settings, size=Size.parse(options.size))
 

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, metavar="N", help="denoising steps at most")
     add("--window", type=int, metavar="N", help="frames denoised together")
     add("--seed", type=int, default=0, metavar="N", help="another seed, other details (0)")
+    add("--deflicker", choices=("off", "causal"), metavar="D", help="off | causal: with the toon before")
     add("--size", default=None, metavar="SIZE", help="640x360, or the short side; else at most 384")
     add(
         "--engine",
@@ -151,6 +152,7 @@ def _live_settings(options: argparse.Namespace, settings: ServerSettings) -> Liv
         steps=options.steps,
         window=options.window,
         seed=options.seed,
+        deflicker=options.deflicker,
         latency=settings.latency,
         size=Size(short=384, cap=True) if options.size is None else Size.parse(options.size),
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from toonstream.config import Size
 from toonstream.stream.live.controller import Controller, Forecast, Forecaster, ladder
-from toonstream.stream.live.costs import Costs, Shape
+from toonstream.stream.live.costs import DELIVERED, STEADYING, Costs, Shape
 from toonstream.stream.live.settings import LiveSettings, Plan
 from toonstream.stream.live.statistics import Percentiles
 
@@ -351,3 +351,27 @@ def test_a_machine_twice_too_slow_whose_cores_are_taken_too_lets_nothing_pile_up
     late = latencies(machine, since=10.0)
     assert Percentiles.of(late).p99 <= 1.5 * 0.4
     assert Percentiles.of(late[len(late) // 2 :]).p95 <= 1.2 * Percentiles.of(late[: len(late) // 2]).p95
+
+
+def test_deflickering_gives_way_before_size_and_is_counted():
+    costs = known(unet=0.004)
+    for _ in range(10):
+        costs.observe(STEADYING, DELIVERED, 0.01)
+    wish = replace(WISH, steady=True)
+    steady, plain = (Forecaster(costs, fps=30.0)(plan) for plan in (wish, WISH))
+    assert steady.latency == pytest.approx(plain.latency + 0.01)
+    assert steady.load == pytest.approx(plain.load + 0.01 * 30)
+    plans = list(ladder(wish, multiple=32))
+    assert plans[:3] == [wish, WISH, replace(wish, size=(416, 320))]
+    assert len(plans) == len(set(plans)) == 2 * len(list(ladder(WISH, multiple=32)))
+    controller = Controller(costs, wish, promise=0.8, multiple=32)
+    assert controller.decide(fps=30.0, now=0.0).plan == WISH
+    # What it takes is what it takes at the size that is delivered, and not less where less is drawn.
+    small = replace(wish, size=(256, 192))
+    assert Forecaster(costs, fps=30.0)(small).latency == pytest.approx(
+        Forecaster(costs, fps=30.0)(replace(small, steady=False)).latency + 0.01
+    )
+    for number in range(300):  # the machine becomes quicker, and it is taken up again
+        costs.observe(STEADYING, DELIVERED, 0.002)
+        plan = controller.decide(fps=30.0, now=1.0 + number / 10).plan
+    assert plan == wish
