@@ -86,8 +86,10 @@ def _missing(preset: Preset, locator: Locator) -> str:
     for hub in hubs:
         names = [line.removeprefix(f"{hub}/") for line in locator.missing if line.startswith(f"{hub}/")]
         listed += [f"of {hub} {', '.join(names)}"] if names else []
+    number = len(locator.missing)
+    count = "a file that is" if number == 1 else f"{number} files that are"
     return (
-        f"{preset.name} needs {len(locator.missing)} files that are not here{why}: {'; '.join(listed)}. "
+        f"{preset.name} needs {count} not here{why}: {'; '.join(listed)}. "
         f"Put the hub's files below {cache_folder() / 'parts'}/OWNER/NAME, under just these names, or give "
         "paths of your own in the preset"
     )

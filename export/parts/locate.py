@@ -4,6 +4,7 @@ Files are looked up where they already are, and only what is nowhere is download
 never touches the network. What is missing is collected, so that one error can name all of it.
 """
 
+import errno
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,11 @@ class Locator:
             raise ModelError(
                 f"the hub has no {part.source}; correct the preset, or start a path with ./ or /"
             ) from None
-        except (LocalEntryNotFoundError, network_error, OSError):
+        except (LocalEntryNotFoundError, network_error, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ModelError(
+                    f"no room for {part.source}/{name}: make some, or name another folder in HF_HOME"
+                ) from None
             self.unreachable = True
             return None
         return _cached(part, name, allowed)

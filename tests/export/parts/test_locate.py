@@ -1,5 +1,6 @@
 """Where files of parts are found: the hub is a small server here, that answers as the real one does."""
 
+import errno
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -136,6 +137,15 @@ def test_a_hub_out_of_reach_is_asked_once(hub: Hub, monkeypatch: pytest.MonkeyPa
     assert locator.find(VAE, "other.json") is None
     assert not hub.asked
     assert locator.missing == ["someone/vae/vae/config.json", "someone/vae/vae/other.json"]
+
+
+def test_a_full_disk_is_no_hub_out_of_reach(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(ModelError, match=r"no room for someone/vae/vae/config\.json: .*HF_HOME"):
+        Locator().find(VAE, "config.json")
 
 
 def test_files_put_by_hand_come_first(hub: Hub, tmp_path: Path) -> None:
