@@ -14,7 +14,7 @@ from toonstream.export.outline import OutlineExtractor
 from toonstream.stream.frame import Frame
 from toonstream.stream.sizes import padded_size
 
-__all__ = ["Conditioned", "Conditions", "as_image", "padded_size"]
+__all__ = ["Conditioned", "Conditions", "as_image"]
 
 _LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)  # what a byte is in a hint
 
