@@ -225,6 +225,9 @@ class _Tap:
     def change(self, change: Change) -> None:
         """Whoever runs the pipe decides."""
 
+    def aged(self, seconds: float) -> None:
+        """It makes no difference."""
+
     def finish(self) -> None:
         """Nothing is in flight."""
 
