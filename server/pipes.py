@@ -31,6 +31,7 @@ _TICK = 0.1  # seconds between two looks at whether to stop
 _WAITING = 256  # pictures and packets of sound on their way out of the server; the oldest gives way
 _RATE = Fraction(30)  # frames a second; WebRTC does not say
 _LATENCY = 0.05  # seconds that the server may take on top of the pipe's
+_BEHIND = 1.0  # seconds that the pipe may lag, see `_when`, without its pictures giving way
 _GOODBYE = 5.0  # seconds that the last pictures may take to be sent
 
 
@@ -301,6 +302,7 @@ class _WhepSink:
 
         async def show() -> None:
             self._stage = background.server.registry.show(name)
+            self._stage.promise(_BEHIND)
 
         background.run(show(), _GOODBYE)
 
