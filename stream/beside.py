@@ -27,13 +27,14 @@ class Beside:
         stylizer: that takes embeddings for hints.
         embedders: the networks that make them, by the hint's name.
         ahead: frames that are embedded before the stylizer gets the first of them; what waits for its picture
-            is bounded likewise.
+            is bounded likewise. Until there is a first picture to wait for, no frame is held back.
     """
 
     def __init__(self, stylizer: Stylizer, embedders: Mapping[str, Network], *, ahead: int) -> None:
         self._stylizer = stylizer
         self._embedders = embedders
         self._ahead = ahead
+        self._begins = True
         self._hints = ThreadPoolExecutor(max_workers=1, thread_name_prefix="toonstream-hints")
         self._pictures = ThreadPoolExecutor(max_workers=1, thread_name_prefix="toonstream-pictures")
         self._coming: deque[Future[Conditioned]] = deque()
@@ -42,8 +43,10 @@ class Beside:
     def push(self, conditioned: Conditioned) -> Iterator[Toon]:
         """Take the next frame; give the ones that are ready."""
         self._coming.append(self._hints.submit(self._embed, conditioned))
-        if len(self._coming) > self._ahead:
-            self._decode(self._stylizer.advance(self._coming.popleft().result()))
+        if self._begins or len(self._coming) > self._ahead:
+            final = self._stylizer.advance(self._coming.popleft().result())
+            self._begins = self._begins and not final
+            self._decode(final)
         while self._going and (self._going[0].done() or len(self._going) > self._ahead):
             yield self._going.popleft().result()
 

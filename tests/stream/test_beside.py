@@ -109,6 +109,23 @@ def test_what_waits_is_bounded() -> None:
     assert len(given) >= 3
 
 
+def test_frames_are_held_back_once_there_is_a_first_picture_and_not_before() -> None:
+    advanced = []
+
+    class Late(Stand):
+        def advance(self, frame: Conditioned):
+            advanced.append(frame.frame.index)
+            return super().advance(frame) if len(advanced) > 3 else []
+
+    beside = Beside(Late(lambda frame: 0), {"colour": identity}, ahead=2)
+    held = []
+    for frame in conditioned(8):
+        list(beside.push(frame))
+        held.append(frame.frame.index + 1 - len(advanced))
+    assert held == [0, 0, 0, 0, 1, 2, 2, 2]
+    beside.settle()
+
+
 @pytest.mark.parametrize("where", ["hints", "pictures"])
 def test_a_failure_reaches_whoever_pushes(where: str) -> None:
     def fail(given):
