@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ _NAME = r"[\w-]{3,64}"
 _NOTHING = Catalogue(model="", prompt="", styles=(), steps=1, window=1, latency=0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """What `whip://HOST:PORT` and `whep://HOST:PORT/NAME` say.
 
@@ -33,14 +35,8 @@ class Place:
         name: of the stream; empty where the address has none.
     """
 
-    def __init__(self, settings: ServerSettings, name: str) -> None:
-        self.settings = settings
-        self.name = name
-
-    @property
-    def url(self) -> str:
-        """Where a browser on this machine finds it."""
-        return self.settings.url
+    settings: ServerSettings
+    name: str
 
 
 def read_place(address: str, **settings: Any) -> Place:
@@ -65,7 +61,7 @@ def read_place(address: str, **settings: Any) -> Place:
         raise SettingError("take a name of 3 to 64 letters, digits, - and _")
     port = _PORT if port is None else port
     token = os.environ.get(TOKEN_VARIABLE) or None
-    return Place(ServerSettings(host=host, port=port, token=token, **settings), name)
+    return Place(settings=ServerSettings(host=host, port=port, token=token, **settings), name=name)
 
 
 class Background:
