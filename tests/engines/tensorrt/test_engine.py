@@ -14,12 +14,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from toonstream.engines.build import BuildJob, run_build
+from toonstream.engines.build import BuildJob, Built, run_build
 from toonstream.engines.engine import NetworkSource
 from toonstream.engines.shapes import Triple
 from toonstream.engines.store import EngineStore, StoredEngine
 from toonstream.engines.tensorrt.engine import TensorRtEngine, deserialise
-from toonstream.engines.tensorrt.flavour import FLAVOURS
+from toonstream.engines.tensorrt.flavour import FLAVOURS, Flavour
 from toonstream.engines.weights import read_weights, replace_weights
 from toonstream.errors import EngineError
 from toonstream.export.checkpoints import open_model, shipped_model
@@ -230,3 +230,76 @@ def test_the_real_runtime_refuses_without_a_gpu(decoder: NetworkSource, tmp_path
     built = engine(tmp_path).build(decoder)
     with pytest.raises(EngineError, match="does not load the engine"):
         deserialise(RTX.load(), RTX, built)
+
+
+class Loaded:
+    """Stands in for a deserialised engine: knows the ONNX file that it was refitted from."""
+
+    refitted: str | None = None
+
+
+class Refitting:
+    """Stands in for TensorRT's module on a GPU; `takes` says whether engines can be refitted."""
+
+    def __init__(self, *, takes: bool) -> None:
+        outer = self
+        self.weights: list[bytes] = []
+
+        class Refitter:
+            def __init__(self, engine: Loaded, log: object) -> None:
+                self.engine = engine
+
+            def refit_cuda_engine(self) -> bool:
+                return True
+
+        class OnnxParserRefitter:
+            def __init__(self, refitter: Refitter, log: object) -> None:
+                self.engine = refitter.engine
+
+            def refit_from_file(self, path: str) -> bool:
+                weights = next(Path(path).parent.glob("*.safetensors")).read_bytes()
+                outer.weights.append(weights)
+                self.engine.refitted = path
+                return takes
+
+        self.Refitter, self.OnnxParserRefitter = Refitter, OnnxParserRefitter
+        self.Logger = type("Logger", (), {"INTERNAL_ERROR": 0, "__init__": lambda self, severity: None})
+        self.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda content: Loaded())
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_on_a_gpu_weights_go_in_by_refit_and_where_they_do_not_by_another_build(
+    decoder: NetworkSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes: bool
+) -> None:
+    built: list[BuildJob] = []
+
+    def build(job: BuildJob, output: Path, **_: object) -> Built:
+        built.append(job)
+        output.write_bytes(b"engine")
+        return Built(seconds=0.0, peak_bytes=None)
+
+    runtime = Refitting(takes=takes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(Flavour, "load", lambda flavour: runtime)
+    monkeypatch.setattr("toonstream.engines.tensorrt.engine.run_build", build)
+    monkeypatch.setattr(
+        "toonstream.engines.tensorrt.engine.TensorRtNetwork", lambda name, engine, **_: engine
+    )
+    serving = engine(tmp_path, capability=None)
+    name, weight = next(iter(read_weights(decoder).items()))
+    other = replace_weights(decoder, {name: weight + 1})
+    first = serving.load(decoder)
+    assert first.refitted is None  # type: ignore[attr-defined]
+    assert [job.flags for job in built] == [frozenset({"refit"})]
+    changed = serving.load(other)
+    assert len(runtime.weights) == 1
+    assert read_weights(other)[name].numpy().tobytes() in runtime.weights[0]
+    assert (changed.refitted is not None) == takes  # type: ignore[attr-defined]
+    assert len(built) == (1 if takes else 2)
+    # And back: an engine that nothing was put into.
+    back = serving.load(decoder)
+    assert back.refitted is None  # type: ignore[attr-defined]
+    assert back is not first
+    assert len(built) == (1 if takes else 2)
