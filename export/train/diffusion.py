@@ -155,7 +155,7 @@ class Stack:
             x0 = self.predict(noisy, timesteps, self.text(batch.captions), hints)
             drawn = self.decode(x0.flatten(0, 1))
         return Losses(
-            latents=F.smooth_l1_loss(x0, clean, beta=0.2),
+            latents=2.0 * F.smooth_l1_loss(x0, clean),
             pixels=image_loss(drawn, target),
             motion=_warped_loss(drawn, batch),
             words=_words_loss(drawn, target) if frames == 1 else drawn.new_zeros(()),
