@@ -22,13 +22,14 @@ from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import get_args
 
 import cv2
 import numpy as np
 import torch
 from motion import Ablated, read
 from numpy.typing import NDArray
+from tables import Cell, plot, report, shown
 from torch import Tensor
 
 from toonstream.config import EngineName, RenderSettings, Settings
@@ -41,17 +42,15 @@ from toonstream.export.reference import with_reference
 from toonstream.modes import parse_mode, parts_off
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.compare import LoadedOnce
-from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
+from toonstream.stream.opening import prepare_frames
 from toonstream.stream.stylizer import Toon, load_stylizer
-from toonstream.stream.temporal.cuts import Scenes
 from toonstream.stream.temporal.flow import FlowFunction, flow
 from toonstream.stream.temporal.measure import Look, Meter, Sight, Survey, drift
 from toonstream.stream.temporal.raft import load_raft
 from toonstream.stream.temporal.stages import in_stages
 
 Image = NDArray[np.uint8]
-Cell = dict[str, Any]  # figures of one row on one clip, as JSON has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +85,20 @@ ROWS = (
     Row(name="windows, keyframes 4", mode="wavefront+keyframes=4"),
     Row(name="windows, skip 3", mode="wavefront+skip=3"),
     Row(name="shared noise, fusion 0.5", mode="wavefront+shared_noise=1+fusion=0.5"),
-    Row(name="fusion 0.5, deflicker 1", mode="wavefront+fusion=0.5+deflicker=balanced+deflicker_window=1"),
+    Row(name="shared noise, keyframes 2", mode="wavefront+shared_noise=1+keyframes=2"),
+    Row(name="shared noise, causal (live)", mode="wavefront+shared_noise=1+deflicker=causal"),
+    Row(
+        name="shared noise, balanced 1 (clips)",
+        mode="wavefront+shared_noise=1+deflicker=balanced+deflicker_window=1",
+    ),
+    Row(
+        name="shared noise, fusion 0.5, balanced 1",
+        mode="wavefront+shared_noise=1+fusion=0.5+deflicker=balanced+deflicker_window=1",
+    ),
     Row(name="anchored, all", mode="anchored+remember=2+fusion=0.5+deflicker=balanced+deflicker_window=1"),
 )
 
 ALONE = ROWS[0]  # what the others are to be better than
-FAST = 0.01  # of the short side: a clip whose flow is longer, per frame, is a fast one
-GOALS = {"slow": 1.05, "fast": 1.25}  # × the source's own warped error
 RATE = 24  # frames a second of a clip that is played to and fro
 SCORED = 4  # every so-manieth frame is shown to CLIP
 
@@ -182,15 +188,7 @@ class Bench:
         model = self.attending if choices.attends else self.model
         engine = CountingEngine(engine=self.loaded if row.motion else self.ablated, counts=counts)
         stylizer = in_stages(load_stylizer(model, choices, engine=engine, stopwatch=stopwatch), choices)
-        side = (self.size, self.size)
-        prepare = Scenes(
-            Conditions(
-                model.defaults.controlnets,
-                size=side,
-                multiple=model.size_multiple,
-                annotated=model.annotators,
-            )
-        )
+        prepare = prepare_frames(model, (self.size, self.size))
         count, busy = 0, 0.0
 
         def timed(toons: Callable[[], Iterable[Toon]]) -> list[Toon]:
@@ -346,190 +344,16 @@ class Kept:
         return self._cells[key]
 
 
-# ---- The table
-
-Table = Mapping[str, Mapping[str, Cell]]  # row → clip → figures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of averages.
-
-    Attributes:
-        title: what it is called.
-        form: how a number is written.
-        value: the row's figures by clip → a number, or None where there is none.
-    """
-
-    title: str
-    form: str
-    value: Callable[[Mapping[str, Cell]], float | None]
-
-
-def mean(name: str, *, among: str = "") -> Callable[[Mapping[str, Cell]], float | None]:
-    """The mean of a figure over the clips, or over the slow or the fast ones of them."""
-
-    def value(cells: Mapping[str, Cell]) -> float | None:
-        known = [
-            cell[name] for cell in cells.values() if cell.get(name) is not None and among in ("", speed(cell))
-        ]
-        return fmean(known) if known else None
-
-    return value
-
-
-def speed(cell: Cell) -> str:
-    """Whether the clip is a slow or a fast one."""
-    return "fast" if (cell["motion"] or 0.0) > FAST else "slow"
-
-
-def columns(table: Table) -> list[Column]:
-    """All columns of averages that have something in them."""
-
-    def excess(cells: Mapping[str, Cell]) -> float | None:
-        alone, own = mean("ratio")(table.get(ALONE.name, {})), mean("ratio")(cells)
-        return None if alone is None or own is None or alone <= 1.0 else (own - 1.0) / (alone - 1.0)
-
-    every = [
-        Column(title="warped", form=".1f", value=mean("warped")),
-        Column(title="× source", form=".2f", value=mean("ratio")),
-        Column(title="slow", form=".2f", value=mean("ratio", among="slow")),
-        Column(title="fast", form=".2f", value=mean("ratio", among="fast")),
-        Column(title="excess", form=".0%", value=excess),
-        Column(title="flicker", form=".2f", value=mean("flicker")),
-        Column(title="sharpness", form=".2f", value=mean("sharpness")),
-        Column(title="outline", form=".2f", value=mean("outline")),
-        Column(title="colour ΔE", form=".1f", value=mean("colour")),
-        Column(title="UNet", form=".2f", value=mean("unet")),
-        Column(title="ControlNet", form=".2f", value=mean("controlnet")),
-        Column(title="networks, s", form=".3f", value=mean("network_seconds")),
-        Column(title="CPU, s", form=".3f", value=mean("cpu_seconds")),
-        Column(title="drift ΔE", form=".2f", value=mean("drift_colour")),
-        Column(title="drift of sharpness", form=".2f", value=mean("drift_sharpness")),
-        Column(title="CLIP", form=".2f", value=mean("clip")),
-        Column(title="aesthetic", form=".2f", value=mean("aesthetic")),
-    ]
-    return [column for column in every if any(column.value(cells) is not None for cells in table.values())]
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def shown(value: float | None, form: str) -> str:
-    """A number, or a dash."""
-    return "-" if value is None else format(value, form)
-
-
-def report(table: Table, bench: Bench, left_out: Sequence[str], *, along: str) -> str:
-    """The whole text."""
-    chosen = columns(table)
-    clips = list(next(iter(table.values())))
-    about = (
+def about(bench: Bench, clips: int, along: str) -> str:
+    """What was measured, on what."""
+    return (
         f"`{bench.model.defaults.name}` on {bench.engine}, {os.cpu_count()} cores, {platform.machine()}; "
-        f"{bench.frames} frames of {len(clips)} clips at {bench.size}². Flow-warped error along {along}, in "
+        f"{bench.frames} frames of {clips} clips at {bench.size}². Flow-warped error along {along}, in "
         "squared levels and as a multiple of the source's own; slow and fast: of those clips; excess: what "
         "is above 1, against frame by frame's; flicker in levels; sharpness against the source's; outline: "
         "F-score; colour: ΔE. UNet and ControlNet: "
         "frames they run on, per frame of the clip; seconds are per frame, too."
     )
-    parts = [
-        about,
-        markdown(
-            ["", *(column.title for column in chosen)],
-            ([name, *(shown(c.value(cells), c.form) for c in chosen)] for name, cells in table.items()),
-        ),
-        *left_out,
-        *(
-            f"{title}\n\n"
-            + markdown(
-                ["", *clips],
-                (
-                    [name, *(shown(cells[clip].get(figure), ".2f") for clip in clips)]
-                    for name, cells in table.items()
-                ),
-            )
-            for title, figure in (
-                ("Flow-warped error × the source's own, clip by clip:", "ratio"),
-                ("Flicker, clip by clip:", "flicker"),
-                ("Sharpness, clip by clip:", "sharpness"),
-            )
-        ),
-    ]
-    first = next(iter(table.values()))
-    parts.append(
-        markdown(
-            ["source", *clips],
-            [
-                ["", *(speed(first[clip]) for clip in clips)],
-                [
-                    "motion, % of the short side",
-                    *(shown(100 * first[clip]["motion"], ".2f") for clip in clips),
-                ],
-                ["warped", *(shown(first[clip]["source_warped"], ".1f") for clip in clips)],
-                ["flicker", *(shown(first[clip]["source_flicker"], ".2f") for clip in clips)],
-            ],
-        )
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def plot(table: Table, folder: Path) -> None:
-    """Ratios row by row, against what they cost, and drift over time."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = list(table)
-    means = {name: mean("ratio")(cells) for name, cells in table.items()}
-    height = 1.2 + 0.35 * len(names)
-    figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
-    axes.barh(names, [means[name] or 0.0 for name in names], color="0.85")
-    for clip in next(iter(table.values())):
-        ratios = [table[name][clip]["ratio"] for name in names]
-        axes.plot(ratios, names, "o", markersize=4, label=f"{clip} ({speed(table[names[0]][clip])})")
-    for among, goal in GOALS.items():
-        axes.axvline(goal, linestyle="--", linewidth=1, color="0.4")
-        axes.annotate(
-            f"goal, {among}", (goal, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=6
-        )
-    axes.invert_yaxis()
-    axes.set_xlabel("flow-warped error × the source's own")
-    axes.legend(fontsize=6)
-    figure.savefig(folder / "ratio.png", dpi=120)
-    plt.close(figure)
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name in names:
-        cost = mean("cpu_seconds")(table[name])
-        if cost is not None and means[name] is not None:
-            axes.plot(1000 * cost, means[name], "o", color="0.2")
-            axes.annotate(
-                name, (1000 * cost, means[name]), fontsize=7, xytext=(4, 3), textcoords="offset points"
-            )
-    axes.set_xlabel("CPU milliseconds per frame")
-    axes.set_ylabel("flow-warped error × the source's own")
-    figure.savefig(folder / "cost.png", dpi=120)
-    plt.close(figure)
-
-    drifts = {
-        name: cell for name, cells in table.items() for cell in cells.values() if "drift_colours" in cell
-    }
-    if drifts:
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-        for name, cell in drifts.items():
-            rounds = len(cell["drift_colours"]) + 1
-            minutes = [cell["drift_minutes"] * (number + 2) / rounds for number in range(rounds - 1)]
-            axes.plot(minutes, cell["drift_colours"], label=name)
-        axes.axhline(1.0, linestyle="--", linewidth=1, color="0.4")
-        axes.set_xlabel("minutes")
-        axes.set_ylabel("ΔE against the first round")
-        axes.legend(fontsize=6)
-        figure.savefig(folder / "drift.png", dpi=120)
-        plt.close(figure)
 
 
 # ---- The command line
@@ -592,8 +416,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     kept = Kept(options.output / "figures.json", fresh=options.fresh)
     scorer = Scorer(options.clip_model, options.aesthetic) if options.clip_model is not None else None
-    along = load_raft(options.raft) if options.raft is not None else flow
-    clips = {path.stem: Sights(read(path, options.size, options.frames), along) for path in options.clips}
+    search = load_raft(options.raft) if options.raft is not None else flow
+    clips = {path.stem: Sights(read(path, options.size, options.frames), search) for path in options.clips}
     played = options.drift_clip or options.clips[0]
     drifting = read(played, options.size, options.frames)
     scores = f"figures, {options.raft or 'DIS'}, {options.clip_model}, {options.aesthetic}"
@@ -623,7 +447,8 @@ def main(words: Sequence[str] | None = None) -> None:
             table[row.name] = cells
     if not table:
         raise SystemExit("no row could be run")
-    text = report(table, bench, left_out, along="RAFT" if options.raft is not None else "DIS")
+    along = "RAFT" if options.raft is not None else "DIS"
+    text = report(table, about(bench, len(clips), along), left_out, alone=ALONE.name)
     (options.output / "consistency.md").write_text(text, encoding="utf-8")
     plot(table, options.output)
     print(f"\n{text}")
