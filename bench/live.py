@@ -416,13 +416,13 @@ async def _flashes(http: aiohttp.ClientSession, seconds: float, busy: int) -> st
         await screen.close()
     waited = Percentiles.of(delay for when, delay in seen if when >= begin)
     core, of_server = figures["core"], figures["latency_ms"]
-    plan = core["plan"] or {}
+    plan = core.get("plan") or {}
     drawn = "x".join(str(side) for side in plan.get("size", ()))
     said = f"{drawn}, T {plan.get('steps')}, d {plan.get('window')}, s {plan.get('stride')}"
     said += f", 1 in {plan.get('every')}"
     dropped = [
         f"{place} {reason} {count}"
-        for place, reasons in core["dropped"].items()
+        for place, reasons in core.get("dropped", {}).items()
         for reason, count in reasons.items()
     ]
     parts = [_milliseconds(part) for part in (waited.p50, waited.p95, waited.p99)]

@@ -224,7 +224,8 @@ class LiveCore(Generic[V]):
             if self._wish().steady:
                 self._steadier.try_out(source, self._output)
         plan = self._controller.decide(fps=self._fps(), now=self._clock(), ready=lambda each: True).plan
-        self._studio.prepare(plan, observe=self._observe)
+        if not self._studio.is_ready(plan):
+            self._studio.prepare(plan, observe=self._observe)
         if self._switching is None:
             self._switching = Switching(self._start, _drawn(plan))
         else:
