@@ -5,11 +5,13 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
     RTCIceServer,
+    RTCIceTransport,
     RTCPeerConnection,
     RTCRtpReceiver,
     RTCRtpSender,
@@ -52,6 +54,12 @@ class Peer:
         ice_servers: for our own candidates.
         codec: put first where the client knows it.
         lost: told once, with a reason, when the connection fails, ends, or never comes about.
+
+    Attributes:
+        etag: of the ICE session.
+        received: the peer's tracks, by kind.
+        codecs: of what is sent, by kind.
+        cut_off: whether the network between is gone, as opposed to a peer that has said goodbye.
     """
 
     def __init__(
@@ -72,16 +80,12 @@ class Peer:
         self.etag = f'"{secrets.token_hex(8)}"'
         self.received: dict[str, MediaStreamTrack] = {}
         self.codecs: dict[str, str] = {}
+        self.cut_off = False
 
     @property
     def state(self) -> str:
         """As aiortc has it: new, connecting, connected, failed, closed."""
         return self._connection.connectionState
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether the network between is gone, as opposed to a peer that has said goodbye."""
-        return self._connection.iceConnectionState in ("failed", "disconnected")
 
     def receiver(self, kind: str) -> RTCRtpReceiver | None:
         """What receives tracks of this kind."""
@@ -133,6 +137,9 @@ class Peer:
             raise InputError("the offer is not one that can be answered: check its media sections") from error
         text = connection.localDescription.sdp
         self.codecs = sending_codecs(text)
+        for transceiver in connection.getTransceivers():
+            network = transceiver.receiver.transport.transport
+            network.on("statechange", partial(self._network_changed, network))
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(connect_seconds, self._give_up)
         return text
@@ -177,6 +184,10 @@ class Peer:
             self._deadline.cancel()
         elif state in ("failed", "closed") and self._closing is None:
             self._lost("the connection failed" if state == "failed" else "the peer went away")
+
+    def _network_changed(self, network: RTCIceTransport) -> None:
+        # The connection as a whole is said to be closed then, as after a goodbye.
+        self.cut_off = self.cut_off or network.state == "failed"
 
     def _give_up(self) -> None:
         if self.state != "connected" and self._closing is None:
