@@ -167,7 +167,13 @@ def together(shared, sources, settings_of=lambda seed: SETTINGS):
 def test_sessions_at_the_same_time_give_what_each_gives_alone(tokenizer, lengths, styles):
     def settings_of(seed):
         return LiveSettings(
-            size=SETTINGS.size, window=4, stride=2, steps=2, style=styles[seed], seed=10 + seed
+            size=SETTINGS.size,
+            window=4,
+            stride=2,
+            steps=2,
+            style=styles[seed],
+            seed=10 + seed,
+            deflicker="off",  # what is sent is what was drawn
         )
 
     sources = {seed: frames(length, seed=seed) for seed, length in enumerate(lengths)}
