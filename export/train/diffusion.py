@@ -56,6 +56,7 @@ _LAST = 999  # timestep where a run begins
 _LAST_SHARE = 0.5  # of the samples are pure noise: there alone the words are all that tells what to draw
 _OWN_SHARE = 0.7  # of the rest stand where the network's own steps led, not on a noised finished drawing
 _SHARED_SHARE = 0.5  # of the clips start from the same noise in every frame, as streams do
+_DECODER_SHARE = 0.1  # of the learning rate
 _WORDS_WEIGHT = 0.6
 _WORDS_FLOOR = 0.01
 
@@ -278,7 +279,11 @@ def train_motion(
     size: int,
     seed: int,
 ) -> None:
-    """Stage 3, on clips: the motion modules alone, everything else as stage 2 left it in `start`."""
+    """Stage 3, on clips: the motion modules; everything else is as stage 2 left it in `start`.
+
+    The decoder learns on with them, slowly: to show what the denoiser draws, and not only what the encoder
+    wrote. Where the denoiser is unsure of a flat area it would else show the patches.
+    """
     torch.manual_seed(seed + 1)
     unet = with_motion(UNet2DConditionModel.from_pretrained(start / "unet"))
     controls = {name: ControlNetModel.from_pretrained(start / f"controlnet_{name}") for name in CONTROLS}
@@ -294,9 +299,20 @@ def train_motion(
 
     def save() -> None:
         unet.save_pretrained(folder / "unet")
+        autoencoder.save_pretrained(folder / "vae")
 
     samples = pictures.samples(8)
-    _train(stack, motion, make, save, samples, folder, steps=steps, rate=1e-3, motion_weight=3.0)
+    _train(
+        stack,
+        [*motion, autoencoder.decoder],
+        make,
+        save,
+        samples,
+        folder,
+        steps=steps,
+        rate=1e-3,
+        motion_weight=3.0,
+    )
 
 
 def _wake(control: ControlNetModel) -> None:
@@ -346,21 +362,25 @@ def _train(
 ) -> None:
     """Run one stage from where it stopped; `modules` learn, nothing else."""
     container = nn.ModuleList(modules)
-    fixed = {control.controlnet_cond_embedding.conv_in for control in stack.controls.values()}
-    learning = [
+    slow = set(stack.autoencoder.decoder.parameters())
+    fixed = {
         parameter
-        for module in container.modules()
-        if module not in fixed
-        for parameter in module.parameters(recurse=False)
+        for control in stack.controls.values()
+        for parameter in control.controlnet_cond_embedding.conv_in.parameters()
+    }
+    learning = [parameter for parameter in container.parameters() if parameter not in fixed]
+    groups = [
+        {"params": [parameter for parameter in learning if parameter not in slow], "share": 1.0},
+        {"params": [parameter for parameter in learning if parameter in slow], "share": _DECODER_SHARE},
     ]
-    optimiser = torch.optim.AdamW(learning, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     average = Average(modules, decay=0.998)
     run = Run(folder, modules=container, optimiser=optimiser, average=average)
     torch.manual_seed(run.step)
     started = time.monotonic()
     for batch in prefetch(make, run.step, steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(run.step, steps, rate)
+            group["lr"] = group["share"] * learning_rate(run.step, steps, rate)
         losses = stack.loss(batch, last=_LAST_SHARE)
         optimiser.zero_grad(set_to_none=True)
         pixel_weight = _pixel_weight(run.step / steps)
