@@ -4,8 +4,8 @@ Two ways to find out. By optical flow, which is quick, and knows where it fails;
 FastBlend, which takes seconds where flow takes milliseconds, and fills in from elsewhere what the other frame
 hides.
 
-Flow is found on frames of half the size: that is four times quicker, and what toons lose of their sharpness
-is not lost there but where they are blended, which `blended` sees to.
+Where toons are only blended with others, flow is found on frames of half the size: that takes a quarter,
+and what it takes away of their sharpness, `blended` keeps.
 """
 
 from collections import OrderedDict
@@ -31,7 +31,7 @@ Level = TypeVar("Level", np.uint8, np.float32)
 _DIFFERENT = 24.0  # levels of 255: guides, or styles, that are this far apart count for a half
 _SHARP = cv2.INTER_CUBIC  # linear interpolation takes twice as much of the sharpness away
 _DETAIL, _DETAIL_SIZE = 0.7, (3, 3)  # pixels: what is finer than that blur is the own toon's
-_FLOW_SIDE = 128  # pixels of the short side that flow is found at where half of it would be less
+_FLOW_SIDE = 128  # pixels of the short side that flow is found at where it would be less
 _MEAN = np.full((1, 3), 1 / 3)  # of three colours
 _MOST_FLOWS = 128  # kept: at 512x512 pixels 64 megabytes
 _PAIRS = 8  # matched at once, where each is for itself: the memory of a GPU has an end
@@ -81,12 +81,15 @@ class FlowMatcher:
         reach: frames that are matched lie at most so many frames apart; what is found of a frame is kept
             until it is out of reach. 0 keeps next to nothing.
         effort: of the flow.
+        scale: of the size of toons, that flow is found at; more where that would be too little to tell things
+            apart.
     """
 
-    def __init__(self, *, reach: int = 1, effort: Effort = "light") -> None:
+    def __init__(self, *, reach: int = 1, effort: Effort = "light", scale: float = 0.5) -> None:
         self._flows: _Kept[Flow] = _Kept(min(_MOST_FLOWS, 4 * reach * (reach + 1)))
         self._small: _Kept[_Small] = _Kept(2 * reach + 3)
         self._effort: Effort = effort
+        self._scale = scale
 
     def remap(
         self,
@@ -112,7 +115,7 @@ class FlowMatcher:
 
     def _match(self, target: Frame, source: Frame, size: tuple[int, int]) -> tuple[Flow, Picture]:
         """The flow from target to source at `size` (width, height), and how far each pixel can be trusted."""
-        small = _flow_size(*size)
+        small = _flow_size(*size, self._scale)
         here, there = self._shrunk(target, small), self._shrunk(source, small)
         found = self._flow(here, there)
         seen = trusted(found, self._flow(there, here)).astype(np.float32)
@@ -250,9 +253,9 @@ class _Kept(Generic[V]):
         return value
 
 
-def _flow_size(width: int, height: int) -> tuple[int, int]:
-    """What flow is found at for toons of this size: half of it, but enough to tell things apart."""
-    scale = min(1.0, max(0.5, _FLOW_SIDE / min(width, height)))
+def _flow_size(width: int, height: int, scale: float) -> tuple[int, int]:
+    """What flow is found at for toons of this size."""
+    scale = min(1.0, max(scale, _FLOW_SIDE / min(width, height)))
     return round(width * scale), round(height * scale)
 
 

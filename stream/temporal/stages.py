@@ -24,7 +24,7 @@ def in_stages(stylizer: Stylizing, settings: RenderSettings) -> Stylizing:
     """Put the stages that are asked for around a stylizer; itself where there are none."""
     stage = stylizer
     if settings.keyframes > 1:
-        stage = Keyframes(stage, _matcher(settings, reach=0), every=settings.keyframes)
+        stage = Keyframes(stage, _matcher(settings, reach=0, fine=True), every=settings.keyframes)
     if settings.deflicker == "causal":
         stage = Steadied(stage, _matcher(settings, reach=1))
     elif settings.deflicker != "off":
@@ -39,9 +39,10 @@ def in_stages(stylizer: Stylizing, settings: RenderSettings) -> Stylizing:
     return stage
 
 
-def _matcher(settings: RenderSettings, *, reach: int) -> Matcher:
+def _matcher(settings: RenderSettings, *, reach: int, fine: bool = False) -> Matcher:
+    """Find matches as asked; `fine` where nothing is drawn that would make up for what is found coarsely."""
     if settings.matcher == "flow":
-        return FlowMatcher(reach=reach)
+        return FlowMatcher(reach=reach, effort="medium", scale=1.0) if fine else FlowMatcher(reach=reach)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return PatchMatcher(device=device, seed=settings.seed)
 
