@@ -68,7 +68,7 @@ def test_what_is_kept_is_listed_with_what_is_damaged(built: str) -> None:
     assert code == 0
     (unet,) = (line for line in out.splitlines() if "toonlet unet" in line)
     assert "tensorrt-rtx" in unet
-    assert "for 8.9, float32, 1x4x16x32x32" in unet
+    assert "for 8.9, float32, 1x4x32x32x32" in unet
     assert "DAMAGED" not in out
     decoder = next(engine for engine in EngineStore().engines() if "vae_decoder" in engine.label)
     os.truncate(decoder.path, 100)

@@ -193,7 +193,7 @@ def test_openvino_takes_over_from_onnx_runtime_and_styles_change_while_it_runs()
     model = open_model(shipped_model())
     decoder = model.sources["vae_decoder"]
     weights = read_weights(decoder)
-    latents = {"latents": torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(0))}
+    latents = {"latents": torch.randn((1, 32, 8, 8), generator=torch.Generator().manual_seed(0))}
     engine = SwitchableEngine(OnnxRuntimeEngine(), blended_windows=1)
     network = engine.load(decoder)
 

@@ -25,7 +25,7 @@ from toonstream.errors import EngineError
 from toonstream.export.checkpoints import open_model, shipped_model
 
 RTX = FLAVOURS["tensorrt-rtx"]
-SHAPES = {"latents": Triple((1, 16, 8, 8), (1, 16, 32, 32), (1, 16, 32, 32))}
+SHAPES = {"latents": Triple((1, 32, 8, 8), (1, 32, 32, 32), (1, 32, 32, 32))}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def graph(folder: Path, operator: str) -> Path:
         helper.make_node("Relu", ["latents"], ["positive"], name="fine"),
         helper.make_node(operator, ["positive"], ["out"], name="/block/odd"),
     ]
-    given = helper.make_tensor_value_info("latents", TensorProto.FLOAT, [1, 16, "h", "w"])
+    given = helper.make_tensor_value_info("latents", TensorProto.FLOAT, [1, 32, "h", "w"])
     made = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     model = helper.make_model(
         helper.make_graph(nodes, "toy", [given], [made]),

@@ -24,7 +24,7 @@ def test_the_text_reaches_a_controlnet_at_every_level():
         nn.init.normal_(convolution.weight, std=0.1)  # they start at zero
     encoder = new_text_encoder().eval()
     texts = [encoder(torch.full((1, 77), token)).last_hidden_state for token in (5, 9)]
-    noise, hint = torch.randn(1, 16, 8, 8), torch.rand(1, 3, 64, 64)
+    noise, hint = torch.randn(1, 32, 8, 8), torch.rand(1, 192, 8, 8)
     drawn = [control(noise, 999, text, hint, return_dict=False) for text in texts]
     for one, other in zip((*drawn[0][0][1:], drawn[0][1]), (*drawn[1][0][1:], drawn[1][1]), strict=True):
         assert (one - other).abs().mean() > 1e-3 * one.abs().mean()

@@ -1,6 +1,7 @@
 """LoRAs that come and go while a stream runs: faded in, without a gap, and gone without a trace."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from toonstream.stream.live.settings import LiveSettings
 from toonstream.stream.live.statistics import Event
 
 SIZE = (64, 32)
-PLAIN = LiveSettings(size=Size(exact=SIZE), window=2, stride=1, steps=1, blend=2)
+PLAIN = LiveSettings(size=Size(exact=SIZE), window=2, stride=1, steps=1, blend=2, deflicker="off")
 ENGINES = {
     "openvino": lambda: OpenVinoEngine(precision="float32"),
     "onnxruntime": OnnxRuntimeEngine,
@@ -39,10 +40,7 @@ ENGINES = {
 
 
 def with_lora(weight: float, name: str = "ink") -> LiveSettings:
-    return LiveSettings(
-        size=Size(exact=SIZE), window=2, stride=1, steps=1, blend=2,
-        loras=(LoraChoice(file=name, weight=weight),),
-    )  # fmt: skip
+    return replace(PLAIN, loras=(LoraChoice(file=name, weight=weight),))
 
 
 @pytest.fixture(scope="module")

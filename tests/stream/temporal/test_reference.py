@@ -117,7 +117,6 @@ class Run:
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-@settings(deadline=None)
 def test_windows_are_told_of_the_first_and_the_latest_frames_before_them(data: st.DataObject) -> None:
     length = data.draw(st.integers(1, 6))
     windows = Windows(length=length, stride=data.draw(st.integers(1, length)))
