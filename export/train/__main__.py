@@ -11,10 +11,11 @@ from diffusers import AutoencoderTiny
 
 from toonstream.export.train.autoencoder import train_autoencoder
 from toonstream.export.train.data import Pictures
+from toonstream.export.train.decoder import train_decoder
 from toonstream.export.train.diffusion import train_motion, train_pictures
 from toonstream.export.train.pack import pack
 
-STAGES = ("autoencoder", "pictures", "motion", "pack")
+STAGES = ("autoencoder", "pictures", "motion", "decoder", "pack")
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=10000)
     parser.add_argument("--pictures-steps", type=int, default=6000)
     parser.add_argument("--motion-steps", type=int, default=2000)
+    parser.add_argument("--decoder-steps", type=int, default=600)
     arguments = parser.parse_args()
     run: Path = arguments.output
     seed: int = arguments.seed
@@ -57,6 +59,12 @@ def main() -> None:
         autoencoder = AutoencoderTiny.from_pretrained(run / "pictures" / "vae")
         steps = arguments.motion_steps
         train_motion(pictures, autoencoder, run / "pictures", run / "motion", steps=steps, size=8, seed=seed)
+    if "decoder" in stages:
+        autoencoder = AutoencoderTiny.from_pretrained(run / "motion" / "vae")
+        steps = arguments.decoder_steps
+        train_decoder(
+            pictures, autoencoder, run / "pictures", run / "decoder", steps=steps, size=10, seed=seed
+        )
     if "pack" in stages:
         pack(run, run / "toonlet")
 

@@ -33,7 +33,7 @@ _WORDS: tuple[tuple[tuple[tuple[str, ...], dict[str, Any]], ...], ...] = (
         (("no lines", "no outlines", "without lines"), {"line": 0.0}),
     ),
     (
-        (("few colors", "few colours", "posterized"), {"colours": 4}),
+        (("few colors", "few colours", "posterized"), {"colours": 3}),
         (("many colors", "many colours", "soft shading"), {"colours": 0}),
     ),
     (

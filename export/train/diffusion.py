@@ -8,7 +8,7 @@ drawn follows from the hints, and noise, or velocity, would have to be carried t
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ from toonstream.export.train.networks import (
     with_motion,
 )
 
-__all__ = ["Losses", "Stack", "new_scheduler", "train_motion", "train_pictures"]
+__all__ = ["LAST", "Losses", "Stack", "new_scheduler", "open_stack", "train_motion", "train_pictures"]
 
 SAMPLE_PROMPTS = (
     "hosoda style",
@@ -52,8 +52,9 @@ SAMPLE_PROMPTS = (
     "",
 )
 
+LAST = 999  # timestep where a run begins
+
 _FITTED = 20  # batches that the hints' embeddings are fitted to
-_LAST = 999  # timestep where a run begins
 _LAST_SHARE = 0.5  # of the samples are pure noise: there alone the words are all that tells what to draw
 _OWN_SHARE = 0.7  # of the rest stand where the network's own steps led, not on a noised finished drawing
 _SHARED_SHARE = 0.5  # of the clips start from the same noise in every frame, as streams do
@@ -136,7 +137,7 @@ class Stack:
             text = self.text(batch.captions)
         clean = clean.unflatten(0, (size, frames))
         groups = size // alike
-        timesteps = torch.where(torch.rand(groups) < last, _LAST, torch.randint(0, _LAST, (groups,)))
+        timesteps = torch.where(torch.rand(groups) < last, LAST, torch.randint(0, LAST, (groups,)))
         timesteps = timesteps.repeat_interleave(alike)
         noise = torch.randn_like(clean[:groups]).repeat_interleave(alike, 0)
         hints = {"outline": batch.outline, "colour": batch.colour}
@@ -144,8 +145,8 @@ class Stack:
             shared = torch.rand(size) < _SHARED_SHARE
             noise[shared] = noise[shared, :1]
         noisy = self.noised(clean, noise, timesteps)
-        own = ((timesteps < _LAST) & (torch.rand(size) < _OWN_SHARE)).nonzero()[:, 0]
-        between = timesteps + ((_LAST - timesteps) * torch.rand(size)).long()
+        own = ((timesteps < LAST) & (torch.rand(size) < _OWN_SHARE)).nonzero()[:, 0]
+        between = timesteps + ((LAST - timesteps) * torch.rand(size)).long()
         stops = (between[own], timesteps[own]) if torch.rand(()) < 0.5 else (timesteps[own],)
         if len(own):
             noisy[own] = self.drawn_so_far(
@@ -175,7 +176,7 @@ class Stack:
         A network that has only ever seen noise on finished drawings does not know its own half-finished ones,
         and every step adds to the blur.
         """
-        noisy, here = noise, torch.full_like(stops[0], _LAST)
+        noisy, here = noise, torch.full_like(stops[0], LAST)
         for there in stops:
             with torch.autocast("cpu", torch.bfloat16):
                 x0 = self.predict(noisy, here, text, hints)
@@ -284,12 +285,11 @@ def train_motion(
     wrote. Where the denoiser is unsure of a flat area it would else show the patches.
     """
     torch.manual_seed(seed + 1)
-    unet = with_motion(UNet2DConditionModel.from_pretrained(start / "unet"))
-    controls = {name: ControlNetModel.from_pretrained(start / f"controlnet_{name}") for name in CONTROLS}
-    text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder")
+    pictured = open_stack(start, autoencoder)
+    unet = with_motion(pictured.unet).to(memory_format=torch.channels_last)
     temporal.inject(unet)  # the same function, in the layout that the stream runs and that is faster here
     motion = [module for name, module in unet.named_modules() if name.endswith("motion_modules")]
-    stack = _stack(start, unet, controls, text_encoder, autoencoder)
+    stack = replace(pictured, unet=unet)
 
     def make(step: int) -> Batch:
         random = np.random.default_rng((seed, 3, step))
@@ -311,6 +311,17 @@ def train_motion(
         steps=steps,
         rate=1e-3,
         motion_weight=3.0,
+    )
+
+
+def open_stack(start: Path, autoencoder: AutoencoderTiny) -> Stack:
+    """What stage 2 left in `start`, around an autoencoder."""
+    return _stack(
+        start,
+        UNet2DConditionModel.from_pretrained(start / "unet"),
+        {name: ControlNetModel.from_pretrained(start / f"controlnet_{name}") for name in CONTROLS},
+        CLIPTextModel.from_pretrained(start / "text_encoder"),
+        autoencoder,
     )
 
 
@@ -425,6 +436,6 @@ def _samples(stack: Stack, batch: Batch, path: Path) -> None:
     hints = {"outline": batch.outline, "colour": batch.colour}
     for prompt in SAMPLE_PROMPTS:
         text = stack.text([prompt]).expand(len(sources), -1, -1)
-        x0 = stack.predict(noise, torch.full((len(sources),), _LAST), text, hints)
+        x0 = stack.predict(noise, torch.full((len(sources),), LAST), text, hints)
         rows.append(stack.decode(x0[:, 0]))
     save_grid(rows, path)

@@ -53,7 +53,7 @@ def pack(run: Path, output: Path) -> None:
     """Write the model folder; the ONNX files are made from it by `toonstream export`."""
     sources = {
         "text_encoder": run / "pictures" / "text_encoder",
-        "vae": run / "motion" / "vae",
+        "vae": run / "decoder" / "vae",
         "unet": run / "motion" / "unet",
         **{f"controlnet_{name}": run / "pictures" / f"controlnet_{name}" for name in CONTROLS},
     }

@@ -50,7 +50,7 @@ class Attributes:
     Attributes:
         line: darkness of the outline, in [0, 1].
         line_width: 1 as extracted, 2 thickened.
-        colours: luminance levels left after posterising; 0 leaves all.
+        colours: steps of light left after smoothing and posterising; 0 leaves all.
         saturation: factor on chroma.
         warmth: from -1 (cool) to 1 (warm).
         night: whether daylight is turned into night.
@@ -127,7 +127,7 @@ def compose(base: Image, outline: Image, attributes: Attributes) -> Image:
     """
     image = base
     if attributes.colours:
-        image = _posterise(image, attributes.colours)
+        image = _posterise(smooth(image, rounds=2, colour_reach=0.2), attributes.colours)
     luma = _luma(image)
     image = luma + (image - luma) * attributes.saturation
     if attributes.warmth:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from toonstream.export.checkpoints import open_model
+from toonstream.export.train import autoencoder, diffusion
 from toonstream.export.train.__main__ import main
 from toonstream.export.train.data import Pictures
 
@@ -50,6 +51,8 @@ def test_batches_depend_on_the_seed_alone(data: Path) -> None:
 
 def test_all_stages_run_resume_and_pack(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
+    for stage in (autoencoder, diffusion):
+        monkeypatch.setattr(stage, "_FITTED", 1)
 
     def train(*more: str) -> None:
         monkeypatch.setattr("sys.argv", ["train", "--data", str(data), "--output", str(run), *more])
@@ -57,12 +60,12 @@ def test_all_stages_run_resume_and_pack(data: Path, tmp_path: Path, monkeypatch:
 
     train("--stage", "autoencoder", "--autoencoder-steps", "1")
     first = torch.load(run / "autoencoder" / "checkpoint.pt", weights_only=True)
-    steps = ("--autoencoder-steps", "2", "--pictures-steps", "1", "--motion-steps", "1")
-    train(*steps)
+    others = [f"--{stage}-steps=1" for stage in ("pictures", "motion", "decoder")]
+    train("--autoencoder-steps", "2", *others)
     second = torch.load(run / "autoencoder" / "checkpoint.pt", weights_only=True)
     assert (first["step"], second["step"]) == (1, 2)
     assert second["losses"][0] == first["losses"][0]
-    for stage in ("autoencoder", "pictures", "motion"):
+    for stage in ("autoencoder", "pictures", "motion", "decoder"):
         assert (run / stage / "losses.png").stat().st_size > 1000
         assert (run / stage / "samples.png").stat().st_size > 1000
     model = open_model(run / "toonlet")
