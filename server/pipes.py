@@ -59,7 +59,26 @@ class _End:
 _Event = _Begin | _Captured | _Heard | _End
 
 
-class WhipSource:
+class _Listening:
+    """An end of a pipe that has a server of its own, as long as its context lasts."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+
+    def __enter__(self) -> Self:
+        """Begin to listen.
+
+        Raises:
+            OutputError: the address is taken, or not ours.
+        """
+        self._background.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._background.__exit__(*error)
+
+
+class WhipSource(_Listening):
     """Waits for somebody who publishes by WHIP, one at a time; is a `relay.Source`, and a context manager.
 
     Args:
@@ -74,7 +93,7 @@ class WhipSource:
             SettingError: it is none, or one that needs a token.
         """
         place = read_place(address, latency=_LATENCY, max_sessions=1, max_watchers=0)
-        self._background = Background(place.settings, self._open)
+        super().__init__(Background(place.settings, self._open))
         self._clock = clock
         self._events: Queue[_Event] = Queue(_WAITING)
         self._stop = threading.Event()
@@ -82,18 +101,6 @@ class WhipSource:
         self._counts = dict.fromkeys(SourceStatistics.__dataclass_fields__, 0)
         self._last = Fraction(-1)
         self._forwarding: asyncio.Task[None] | None = None
-
-    def __enter__(self) -> Self:
-        """Begin to listen.
-
-        Raises:
-            OutputError: the address is taken, or not ours.
-        """
-        self._background.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._background.__exit__(*error)
 
     @property
     def shown(self) -> str:
@@ -242,7 +249,7 @@ class _Tap:
         return {}
 
 
-class WhepOutput:
+class WhepOutput(_Listening):
     """Shows a pipe's toon to those who watch by WHEP, or on the page; a context manager.
 
     Args:
@@ -261,19 +268,7 @@ class WhepOutput:
         if not place.name:
             raise OutputError(f"{address} names no stream: write whep://HOST:PORT/NAME")
         self._name = place.name
-        self._background = Background(place.settings, _refuse)
-
-    def __enter__(self) -> Self:
-        """Begin to listen.
-
-        Raises:
-            OutputError: the address is taken, or not ours.
-        """
-        self._background.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._background.__exit__(*error)
+        super().__init__(Background(place.settings, _refuse))
 
     @property
     def url(self) -> str:
