@@ -1,7 +1,12 @@
 """What several folders of tests share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# A core for each worker: torch's threads would stand in one another's way, at five times the cost. It is read
+# when torch is imported, and goes on to the commands that tests run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
