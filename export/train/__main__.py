@@ -58,7 +58,16 @@ def main() -> None:
     if "motion" in stages:
         autoencoder = AutoencoderTiny.from_pretrained(run / "pictures" / "vae")
         steps = arguments.motion_steps
-        train_motion(pictures, autoencoder, run / "pictures", run / "motion", steps=steps, size=8, seed=seed)
+        train_motion(
+            pictures,
+            autoencoder,
+            run / "pictures",
+            run / "motion",
+            steps=steps,
+            size=8,
+            seed=seed,
+            start=start,
+        )
     if "decoder" in stages:
         autoencoder = AutoencoderTiny.from_pretrained(run / "motion" / "vae")
         steps = arguments.decoder_steps

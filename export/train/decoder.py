@@ -39,16 +39,16 @@ def border_loss(image: Tensor, target: Tensor, patch: int) -> Tensor:
 def train_decoder(
     pictures: Pictures,
     autoencoder: AutoencoderTiny,
-    start: Path,
+    drawn: Path,
     folder: Path,
     *,
     steps: int,
     size: int,
     seed: int,
 ) -> None:
-    """Train the decoder alone, on what the denoiser that stage 2 left in `start` draws in one step."""
+    """Train the decoder alone, on what the denoiser that stage 2 left in `drawn` draws in one step."""
     torch.manual_seed(seed + 2)
-    stack = open_stack(start, autoencoder)
+    stack = open_stack(drawn, autoencoder)
     patch = pixels_per_latent(autoencoder.config)
     learning = list(autoencoder.decoder.parameters())
     optimiser = torch.optim.AdamW(learning, lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -69,10 +69,8 @@ def train_decoder(
         hints = {"outline": batch.outline, "colour": batch.colour}
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                drawn = stack.predict(
-                    noise, torch.full((len(target),), LAST), stack.text(batch.captions), hints
-                )
-            shown = stack.decode(drawn[:, 0])
+                x0 = stack.predict(noise, torch.full((len(target),), LAST), stack.text(batch.captions), hints)
+            shown = stack.decode(x0[:, 0])
         pixels, borders = image_loss(shown, target), border_loss(shown, target, patch)
         optimiser.zero_grad(set_to_none=True)
         (pixels + _BORDERS_WEIGHT * borders).backward()
@@ -88,6 +86,6 @@ def train_decoder(
             average.swap()
             autoencoder.save_pretrained(folder / "vae")
             with torch.inference_mode():
-                save_grid([target, stack.decode(drawn[:, 0])], folder / "samples.png")
+                save_grid([target, stack.decode(x0[:, 0])], folder / "samples.png")
             average.swap()
             run.save()

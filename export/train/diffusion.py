@@ -272,24 +272,29 @@ def train_pictures(
 def train_motion(
     pictures: Pictures,
     autoencoder: AutoencoderTiny,
-    start: Path,
+    drawn: Path,
     folder: Path,
     *,
     steps: int,
     size: int,
     seed: int,
+    start: Path | None = None,
 ) -> None:
-    """Stage 3, on clips: the motion modules; everything else is as stage 2 left it in `start`.
+    """Stage 3, on clips: the motion modules, from those of the model folder `start`, if any.
+
+    Everything else is as stage 2 left it in `drawn`.
 
     The decoder learns on with them, slowly: to show what the denoiser draws, and not only what the encoder
     wrote. Where the denoiser is unsure of a flat area it would else show the patches.
     """
     torch.manual_seed(seed + 1)
-    pictured = open_stack(start, autoencoder)
-    unet = with_motion(pictured.unet).to(memory_format=torch.channels_last)
+    still = open_stack(drawn, autoencoder)
+    unet = with_motion(still.unet).to(memory_format=torch.channels_last)
+    if start is not None:
+        load_part(unet, start / "unet", only="motion_modules")
     temporal.inject(unet)  # the same function, in the layout that the stream runs and that is faster here
     motion = [module for name, module in unet.named_modules() if name.endswith("motion_modules")]
-    stack = replace(pictured, unet=unet)
+    stack = replace(still, unet=unet)
 
     def make(step: int) -> Batch:
         random = np.random.default_rng((seed, 3, step))
@@ -314,13 +319,13 @@ def train_motion(
     )
 
 
-def open_stack(start: Path, autoencoder: AutoencoderTiny) -> Stack:
-    """What stage 2 left in `start`, around an autoencoder."""
+def open_stack(drawn: Path, autoencoder: AutoencoderTiny) -> Stack:
+    """What stage 2 left in `drawn`, around an autoencoder."""
     return _stack(
-        start,
-        UNet2DConditionModel.from_pretrained(start / "unet"),
-        {name: ControlNetModel.from_pretrained(start / f"controlnet_{name}") for name in CONTROLS},
-        CLIPTextModel.from_pretrained(start / "text_encoder"),
+        drawn,
+        UNet2DConditionModel.from_pretrained(drawn / "unet"),
+        {name: ControlNetModel.from_pretrained(drawn / f"controlnet_{name}") for name in CONTROLS},
+        CLIPTextModel.from_pretrained(drawn / "text_encoder"),
         autoencoder,
     )
 

@@ -73,11 +73,19 @@ def new_autoencoder() -> AutoencoderTiny:
     return autoencoder
 
 
-def load_part(network: nn.Module, folder: Path) -> None:
-    """Give `network` the weights in `folder` that it has a place for; what they lack stays as it is."""
+def load_part(network: nn.Module, folder: Path, *, only: str = "") -> None:
+    """Give `network` the weights in `folder` that it has a place for; what they lack stays as it is.
+
+    Args:
+        network: what is to be trained on.
+        folder: holds one file of safetensors.
+        only: a part of the names that are taken.
+    """
     (path,) = folder.glob("*.safetensors")
     known = network.state_dict()
-    weights = {name: value.float() for name, value in load_file(path).items() if name in known}
+    weights = {
+        name: value.float() for name, value in load_file(path).items() if name in known and only in name
+    }
     network.load_state_dict(known | weights)
 
 

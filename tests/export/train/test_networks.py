@@ -28,3 +28,13 @@ def test_the_text_reaches_a_controlnet_at_every_level():
     drawn = [control(noise, 999, text, hint, return_dict=False) for text in texts]
     for one, other in zip((*drawn[0][0][1:], drawn[0][1]), (*drawn[1][0][1:], drawn[1][1]), strict=True):
         assert (one - other).abs().mean() > 1e-3 * one.abs().mean()
+
+
+def test_of_a_part_only_what_is_named_is_taken(tmp_path):
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    given = {name: torch.ones_like(value) for name, value in network.state_dict().items()}
+    kept = network[0].weight.clone()
+    save_file(given, tmp_path / "model.safetensors")
+    load_part(network, tmp_path, only="1.")
+    assert torch.equal(network[0].weight, kept)
+    assert torch.equal(network[1].weight, given["1.weight"])
