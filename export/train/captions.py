@@ -33,7 +33,7 @@ _WORDS: tuple[tuple[tuple[tuple[str, ...], dict[str, Any]], ...], ...] = (
         (("no lines", "no outlines", "without lines"), {"line": 0.0}),
     ),
     (
-        (("few colors", "few colours", "posterized"), {"colours": 3}),
+        (("few colors", "few colours", "posterized"), {"colours": 2}),
         (("many colors", "many colours", "soft shading"), {"colours": 0}),
     ),
     (
@@ -74,11 +74,11 @@ _FILLERS = (
     "a car on the road",
 )
 _ALONE = (
-    0.34,
-    0.22,
-    0.16,
-    0.10,
-    0.06,
+    0.30,
+    0.30,
+    0.14,
+    0.08,
+    0.05,
 )  # how often each is all that two captions differ in; else the style is
 _ONE_THING = 0.6  # share of pairs that differ in one thing only
 _EMPTY = 0.20  # share of the other captions left empty, for guidance

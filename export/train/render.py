@@ -88,7 +88,7 @@ def smooth(image: Image, *, rounds: int, colour_reach: float) -> Image:
     return image
 
 
-def _staircase(value: Image, levels: int, softness: float = 0.12) -> Image:
+def _staircase(value: Image, levels: int, softness: float) -> Image:
     """Quantise values in [0, 1] to `levels` steps whose edges are `softness` of a step wide."""
     scaled = value * levels
     base = np.floor(scaled)
@@ -96,11 +96,11 @@ def _staircase(value: Image, levels: int, softness: float = 0.12) -> Image:
     return np.asarray(np.clip((base + edge) / levels, 0.0, 1.0), dtype=np.float32)
 
 
-def _posterise(image: Image, levels: int) -> Image:
+def _posterise(image: Image, levels: int, *, softness: float = 0.12) -> Image:
     luma = _luma(image)
     chroma = image - luma
     steps = np.round(chroma * 9.0) / 9.0
-    return np.asarray(np.clip(_staircase(luma, levels) + 0.75 * steps + 0.25 * chroma, 0.0, 1.0))
+    return np.asarray(np.clip(_staircase(luma, levels, softness) + 0.75 * steps + 0.25 * chroma, 0.0, 1.0))
 
 
 def flatten(source: Image) -> Image:
@@ -127,7 +127,8 @@ def compose(base: Image, outline: Image, attributes: Attributes) -> Image:
     """
     image = base
     if attributes.colours:
-        image = _posterise(smooth(image, rounds=2, colour_reach=0.2), attributes.colours)
+        smoothed = smooth(image, rounds=3, colour_reach=0.2)
+        image = _posterise(smoothed, attributes.colours, softness=0.4)  # sharper steps are not learned
     luma = _luma(image)
     image = luma + (image - luma) * attributes.saturation
     if attributes.warmth:
