@@ -103,6 +103,14 @@ def _posterise(image: Image, levels: int, *, softness: float = 0.12) -> Image:
     return np.asarray(np.clip(_staircase(luma, levels, softness) + 0.75 * steps + 0.25 * chroma, 0.0, 1.0))
 
 
+def _poster(image: Image, tones: int) -> Image:
+    """A few tones of strong colour. Steps that are sharper, and without the contrast, are not learned."""
+    smoothed = smooth(image, rounds=3, colour_reach=0.2)
+    luma = _luma(smoothed)
+    bold = np.asarray((luma - 0.5) * 1.3 + 0.5 + (smoothed - luma) * 1.3, dtype=np.float32)
+    return _posterise(np.clip(bold, 0.0, 1.0), tones, softness=0.4)
+
+
 def flatten(source: Image) -> Image:
     """The `flat` style: large areas of one colour, in a few steps of light."""
     return _posterise(smooth(source, rounds=4, colour_reach=0.14), 6)
@@ -127,8 +135,7 @@ def compose(base: Image, outline: Image, attributes: Attributes) -> Image:
     """
     image = base
     if attributes.colours:
-        smoothed = smooth(image, rounds=3, colour_reach=0.2)
-        image = _posterise(smoothed, attributes.colours, softness=0.4)  # sharper steps are not learned
+        image = _poster(image, attributes.colours)
     luma = _luma(image)
     image = luma + (image - luma) * attributes.saturation
     if attributes.warmth:
