@@ -38,7 +38,8 @@ class Compiler:
     Args:
         precision: what to compute in. `auto` is bfloat16 where the CPU has instructions for it, else float32.
         kept: where compiled networks are kept from run to run; None keeps none.
-        at_once: networks that will run at a time, each on its share of the cores.
+        at_once: networks that will run at a time, each on its share of the cores. But the UNet has them all:
+            it takes most of the time, and what else there is to do is less than a core's work meanwhile.
 
     Attributes:
         precision: what is computed in, float32 or bfloat16.
@@ -61,21 +62,21 @@ class Compiler:
         if precision == "auto":
             precision = "bfloat16" if "BF16" in capabilities else "float32"
         self.precision = precision
-        self._options = {
+        self._options = self._whole = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         }
         if at_once > 1:
             # Not pinned: each would be, and all to the same first cores.
             share = max(1, _cores() // at_once)
-            self._options |= {"INFERENCE_NUM_THREADS": str(share), "ENABLE_CPU_PINNING": "NO"}
+            self._whole = self._options | {"ENABLE_CPU_PINNING": "NO"}
+            self._options = self._whole | {"INFERENCE_NUM_THREADS": str(share)}
         self._kept = kept
         self._machine = {
             "version": openvino.get_version(),
             "device": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             "capabilities": sorted(capabilities),
             "cores": _cores(),
-            "options": self._options,
         }
         self._ahead: dict[Path, Future[Graph]] = {}
 
@@ -116,13 +117,15 @@ class Compiler:
             raise EngineError(
                 f"OpenVINO cannot read {path}: {_first_line(error)}; use --engine torch"
             ) from None
+        options = self._whole if name.startswith("unet") else self._options
         if change is not None:
             change(model)
-            return Graph(name, self._core, model, self._options)
-        graph = Graph(name, self._core, model, self._options)
+            return Graph(name, self._core, model, options)
+        graph = Graph(name, self._core, model, options)
         if self._kept is not None:
+            key = {**self._machine, "options": options, "network": path.name}
             with suppress(OSError):  # what cannot be told from others is not kept
-                graph.keep_in(self._kept, {**self._machine, "network": path.name, "content": _checksum(path)})
+                graph.keep_in(self._kept, {**key, "content": _checksum(path)})
         return graph
 
 

@@ -34,7 +34,7 @@ class OpenVinoEngine:
             Tensors in and out are float32 all the same.
         compiled: where compiled networks are kept from run to run; None keeps none. Networks whose weights
             were replaced are not kept.
-        at_once: networks that will run at a time, each on its share of the cores.
+        at_once: networks that will run at a time, see `Compiler`.
         compiler: one that may have begun already; all of the above is settled with it.
 
     Raises:

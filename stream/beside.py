@@ -1,8 +1,8 @@
 """A stylizer whose frames are prepared and decoded on threads of their own, beside the rolling window.
 
-The window's networks are many small operations, which a second core speeds up little. Where each network runs
-on its own share of the cores, and the next frames' hints are embedded and the last ones' pictures decoded
-meanwhile, all of them are busy. What comes out is the same, a few frames later.
+The window's networks are many small operations, which a second core speeds up by half. Where the next frames'
+hints are embedded and the last ones' pictures decoded meanwhile, all cores are busy. What comes out is the
+same, a few frames later.
 """
 
 from collections import deque

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from toonstream.engines.compiled import CompiledStore, content_checksum
+from toonstream.engines.compiling import Compiler
 from toonstream.engines.engine import NetworkSource
 from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.errors import EngineError
@@ -179,3 +180,14 @@ def test_output_shapes_are_known_without_compiling(toy, store, monkeypatch):
     shapes = {name: tuple(tensor.shape) for name, tensor in given(network).items()}
     assert network.graph.shapes_given(shapes) == expected
     assert compiled == []
+
+
+def test_beside_others_a_network_has_its_share_of_the_cores_and_the_unet_all(toy, monkeypatch):
+    monkeypatch.setattr("toonstream.engines.compiling._cores", lambda: 2)
+
+    def threads(network: str, at_once: int) -> int:
+        graph = Compiler(precision="float32", at_once=at_once).read(network, toy.onnx)
+        return graph.compiled(((1, 3, 8, 8), (1,))).get_property("INFERENCE_NUM_THREADS")
+
+    assert threads("vae_decoder", 2) == 1
+    assert threads("unet", 2) == threads("unet", 1) == threads("vae_decoder", 1)
