@@ -40,6 +40,8 @@ class Compiler:
         kept: where compiled networks are kept from run to run; None keeps none.
         at_once: networks that will run at a time, each on its share of the cores. But the UNet has them all:
             it takes most of the time, and what else there is to do is less than a core's work meanwhile.
+        spare: cores that no network takes, for what must not wait: a network whose threads are interrupted
+            one by one is late by all of that.
 
     Attributes:
         precision: what is computed in, float32 or bfloat16.
@@ -49,7 +51,12 @@ class Compiler:
     """
 
     def __init__(
-        self, *, precision: Precision = "auto", kept: CompiledStore | None = None, at_once: int = 1
+        self,
+        *,
+        precision: Precision = "auto",
+        kept: CompiledStore | None = None,
+        at_once: int = 1,
+        spare: int = 0,
     ) -> None:
         try:
             import openvino
@@ -66,11 +73,11 @@ class Compiler:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         }
-        if at_once > 1:
+        if at_once > 1 or spare:
+            cores = max(1, _cores() - spare)
             # Not pinned: each would be, and all to the same first cores.
-            share = max(1, _cores() // at_once)
-            self._whole = self._options | {"ENABLE_CPU_PINNING": "NO"}
-            self._options = self._whole | {"INFERENCE_NUM_THREADS": str(share)}
+            self._whole = self._options | {"INFERENCE_NUM_THREADS": str(cores), "ENABLE_CPU_PINNING": "NO"}
+            self._options = self._whole | {"INFERENCE_NUM_THREADS": str(max(1, cores // at_once))}
         self._kept = kept
         self._machine = {
             "version": openvino.get_version(),
@@ -235,13 +242,17 @@ class Graph:
         )
 
 
-def usual_compiler(at_once: int = 1) -> Compiler:
+def usual_compiler(at_once: int = 1, *, spare: int = 0) -> Compiler:
     """Make a compiler in this machine's own precision, which keeps what it compiles in the user's cache.
+
+    Args:
+        at_once: see `Compiler`, as for `spare`.
+        spare: likewise.
 
     Raises:
         EngineError: OpenVINO is not installed.
     """
-    return Compiler(kept=CompiledStore(cache_folder() / "openvino"), at_once=at_once)
+    return Compiler(kept=CompiledStore(cache_folder() / "openvino"), at_once=at_once, spare=spare)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from toonstream.config import MAX_WINDOW, RenderSettings
 from toonstream.engines.background import SwitchableEngine
-from toonstream.engines.compiling import Compiler
+from toonstream.engines.compiling import Compiler, usual_compiler
 from toonstream.engines.engine import Engine
 from toonstream.engines.onnx_file import onnx_file
 from toonstream.engines.select import engine_name, open_engine
@@ -177,11 +177,17 @@ def open_live_networks(
 
     chosen = settings.resolve(model.defaults)
     envelope = live_envelope(model, settings) if engine_name(name) in FLAVOURS else None
-    engine = open_engine(engine_name(name)) if envelope is None else _open(name, model, envelope, say)
+    engine = _open_live(name) if envelope is None else _open(name, model, envelope, say)
     chunks = _chunks(model, chosen.prompt, chosen.negative_prompt)
     shared = SharedNetworks.load(model, engine, limits=envelope, loras=loras, chunks=chunks)
     shared.check(settings)
     return shared
+
+
+def _open_live(name: str) -> Engine:
+    """One that is not built ahead. On a CPU it leaves a core to cameras, sockets, encoders and the page."""
+    compiler = usual_compiler(spare=1) if engine_name(name) == "openvino" else None
+    return open_engine(engine_name(name), compiler=compiler)
 
 
 def _open(

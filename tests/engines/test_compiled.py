@@ -185,9 +185,10 @@ def test_output_shapes_are_known_without_compiling(toy, store, monkeypatch):
 def test_beside_others_a_network_has_its_share_of_the_cores_and_the_unet_all(toy, monkeypatch):
     monkeypatch.setattr("toonstream.engines.compiling._cores", lambda: 2)
 
-    def threads(network: str, at_once: int) -> int:
-        graph = Compiler(precision="float32", at_once=at_once).read(network, toy.onnx)
+    def threads(network: str, **options: int) -> int:
+        graph = Compiler(precision="float32", **options).read(network, toy.onnx)
         return graph.compiled(((1, 3, 8, 8), (1,))).get_property("INFERENCE_NUM_THREADS")
 
-    assert threads("vae_decoder", 2) == 1
-    assert threads("unet", 2) == threads("unet", 1) == threads("vae_decoder", 1)
+    assert threads("vae_decoder", at_once=2) == 1
+    assert threads("unet", at_once=2) == 2
+    assert threads("unet", at_once=1, spare=1) == threads("vae_decoder", at_once=2, spare=1) == 1
