@@ -20,12 +20,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 from hogs import hogs
 from numpy.typing import NDArray
 
 from toonstream.config import Size
-from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.stream.clock import monotonic
 from toonstream.stream.delay import Delay, longest_delay
@@ -34,6 +32,7 @@ from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.session import LiveSession, LiveToon
 from toonstream.stream.live.settings import LiveSettings, parse_latency
 from toonstream.stream.live.statistics import Percentiles
+from toonstream.stream.serving import open_live_networks
 
 FPS = 30
 TIME_BASE = Fraction(1, 90_000)
@@ -168,12 +167,11 @@ def main() -> None:
     parser.add_argument("--hogs", type=int, default=0, help="other processes that want the cores for a while")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    engine = open_engine(options.engine)
     model = open_model(options.model)
-    shared = SharedNetworks.load(model, engine)
+    shared = open_live_networks(options.engine, model, LiveSettings())
     print(
-        f"{model.defaults.name} on {engine.name}, {torch.get_num_threads()} threads, sessions at once: "
-        f"{options.sessions}, {FPS} fps offered, {options.seconds:g} s after {options.settle:g} s\n"
+        f"{model.defaults.name} on {options.engine}, sessions at once: {options.sessions}, {FPS} fps "
+        f"offered, {options.seconds:g} s after {options.settle:g} s\n"
     )
     rows = []
     for size in options.sizes:

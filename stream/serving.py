@@ -176,7 +176,8 @@ def open_live_networks(
     from toonstream.stream.live.networks import SharedNetworks  # which clips do without
 
     chosen = settings.resolve(model.defaults)
-    envelope = live_envelope(model, settings) if engine_name(name) in FLAVOURS else None
+    name = engine_name(name)
+    envelope = live_envelope(model, settings) if name in FLAVOURS else None
     engine = _open_live(name) if envelope is None else _open(name, model, envelope, say)
     chunks = _chunks(model, chosen.prompt, chosen.negative_prompt)
     shared = SharedNetworks.load(model, engine, limits=envelope, loras=loras, chunks=chunks)
@@ -186,8 +187,7 @@ def open_live_networks(
 
 def _open_live(name: str) -> Engine:
     """One that is not built ahead. On a CPU it leaves a core to cameras, sockets, encoders and the page."""
-    compiler = usual_compiler(spare=1) if engine_name(name) == "openvino" else None
-    return open_engine(engine_name(name), compiler=compiler)
+    return open_engine(name, compiler=usual_compiler(spare=1) if name == "openvino" else None)
 
 
 def _open(

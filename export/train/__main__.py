@@ -40,6 +40,7 @@ def main() -> None:
     start: Path | None = arguments.start
     stages = arguments.stage or STAGES
     pictures = Pictures(arguments.data)
+    drawn = run / "pictures"
     if "autoencoder" in stages:
         train_autoencoder(
             pictures, run / "autoencoder", steps=arguments.autoencoder_steps, size=16, seed=seed, start=start
@@ -49,31 +50,22 @@ def main() -> None:
         train_pictures(
             pictures,
             autoencoder,
-            run / "pictures",
+            drawn,
             steps=arguments.pictures_steps,
             size=10,
             seed=seed,
             start=start,
         )
     if "motion" in stages:
-        autoencoder = AutoencoderTiny.from_pretrained(run / "pictures" / "vae")
+        autoencoder = AutoencoderTiny.from_pretrained(drawn / "vae")
         steps = arguments.motion_steps
         train_motion(
-            pictures,
-            autoencoder,
-            run / "pictures",
-            run / "motion",
-            steps=steps,
-            size=8,
-            seed=seed,
-            start=start,
+            pictures, autoencoder, drawn, run / "motion", steps=steps, size=8, seed=seed, start=start
         )
     if "decoder" in stages:
         autoencoder = AutoencoderTiny.from_pretrained(run / "motion" / "vae")
         steps = arguments.decoder_steps
-        train_decoder(
-            pictures, autoencoder, run / "pictures", run / "decoder", steps=steps, size=10, seed=seed
-        )
+        train_decoder(pictures, autoencoder, drawn, run / "decoder", steps=steps, size=10, seed=seed)
     if "pack" in stages:
         pack(run, run / "toonlet")
 

@@ -1,6 +1,6 @@
 """Stage 1: the tiny VAE, on drawings. Its latents, scaled, have mean 0 and spread 1 in every channel."""
 
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,38 +95,31 @@ def train_autoencoder(
     _even(network, drawings)
     optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average([network], decay=0.998)
-    run = Run(folder, network=network, optimiser=optimiser, average=average)
+    run = Run(folder, modules=network, optimiser=optimiser, average=average)
 
     def make(step: int) -> Batch:
         return pictures.batch(np.random.default_rng((seed, step)), size=size, side=128)
 
-    started = time.monotonic()
     for batch in prefetch(make, run.step, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(run.step, steps, _RATE)
         target = batch.target[:, 0]
         with torch.autocast("cpu", torch.bfloat16):
             latents = encode(network, target)
             decoded = decode(network, latents + _LATENT_NOISE * torch.randn_like(latents))
         reconstruction = image_loss(decoded, target)
         spread = _spread_loss(latents)
-        optimiser.zero_grad(set_to_none=True)
-        (reconstruction + _SPREAD_WEIGHT * spread).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        average.update()
-        run.step += 1
-        run.losses.append([float(reconstruction.detach()), float(spread.detach())])
-        if run.step % 100 == 0 or run.step == steps:
-            mean = np.mean(run.losses[-100:], axis=0)
-            print(f"vae {run.step}/{steps} {mean.round(4)} {time.monotonic() - started:.0f}s", flush=True)
-        if run.step % 300 == 0 or run.step == steps:
-            average.swap()
-            _plain(network).save_pretrained(folder / "vae")
-            with torch.inference_mode():
-                save_grid([target, decode(network, encode(network, target))], folder / "samples.png")
-            average.swap()
-            run.save()
+        run.learn(
+            reconstruction + _SPREAD_WEIGHT * spread,
+            (reconstruction, spread),
+            rate=learning_rate(run.step, steps, _RATE),
+        )
+        run.tell(steps, partial(_save, network, target, folder))
+
+
+@torch.inference_mode()
+def _save(network: AutoencoderTiny, drawings: Tensor, folder: Path) -> None:
+    """The network as others read it, and `drawings` (N, 3, H, W) over what comes back of them."""
+    _plain(network).save_pretrained(folder / "vae")
+    save_grid([drawings, decode(network, encode(network, drawings))], folder / "samples.png")
 
 
 def _patches(network: AutoencoderTiny, pictures: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What the three training stages share: checkpoints, averages, the learning rate, curves, image losses."""
+"""What the training stages share: checkpoints, averages, the learning rate, curves, image losses."""
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,31 +57,73 @@ class Average:
 
 
 class Run:
-    """The state of one stage on disk: written whole or not at all, and picked up where it stopped."""
+    """A stage's steps, and their state on disk: written whole or not at all, and picked up where it stopped.
 
-    def __init__(self, folder: Path, **parts: Any) -> None:
+    Args:
+        folder: of the stage.
+        modules: what the optimiser changes, and more, perhaps.
+        optimiser: its groups may have a "share" of the learning rate.
+        average: of the weights that are kept.
+    """
+
+    def __init__(
+        self, folder: Path, *, modules: nn.Module, optimiser: torch.optim.Optimizer, average: Average
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
         self.step = 0
-        self.losses: list[list[float]] = []
-        self._parts = parts
+        self._losses: list[list[float]] = []
+        self._folder = folder
+        self._optimiser = optimiser
+        self._average = average
+        self._parts: dict[str, Any] = {"modules": modules, "optimiser": optimiser, "average": average}
+        self._started = time.monotonic()
         self._file = folder / "checkpoint.pt"
         if self._file.exists():
             state = torch.load(self._file, weights_only=True)
-            self.step, self.losses = state["step"], state["losses"]
-            for name, part in parts.items():
+            self.step, self._losses = state["step"], state["losses"]
+            for name, part in self._parts.items():
                 part.load_state_dict(state[name])
 
-    def save(self) -> None:
-        """Write the checkpoint and the loss curves."""
+    def learn(self, loss: Tensor, parts: Sequence[Tensor], *, rate: float) -> None:
+        """Step down `loss`, and note the `parts` that it is made of."""
+        groups = self._optimiser.param_groups
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([each for group in groups for each in group["params"]], 1.0)
+        for group in groups:
+            group["lr"] = group.get("share", 1.0) * rate
+        self._optimiser.step()
+        self._average.update()
+        self.step += 1
+        self._losses.append([float(part.detach()) for part in parts])
+
+    def tell(self, steps: int, save: Callable[[], None]) -> None:
+        """Now and then, and after the last of `steps`: print the losses, and save.
+
+        Args:
+            steps: of the whole stage.
+            save: writes the weights and samples, while the weights are the averaged ones.
+        """
+        last = self.step == steps
+        if self.step % 100 == 0 or last:
+            mean = np.mean(self._losses[-100:], axis=0).round(4)
+            seconds = time.monotonic() - self._started
+            print(f"{self._folder.name} {self.step}/{steps} {mean} {seconds:.0f}s", flush=True)
+        if self.step % 300 == 0 or last:
+            self._average.swap()
+            save()
+            self._average.swap()
+            self._save()
+
+    def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         temporary = self._file.with_suffix(".tmp")
-        torch.save({"step": self.step, "losses": self.losses, **state}, temporary)
+        torch.save({"step": self.step, "losses": self._losses, **state}, temporary)
         temporary.replace(self._file)
         self._plot()
 
     def _plot(self) -> None:
-        curves = np.array(self.losses)
+        curves = np.array(self._losses)
         figure, axes = plt.subplots(figsize=(8, 4))
         width = max(1, len(curves) // 100)
         for column in range(curves.shape[1] if curves.ndim == 2 else 0):
@@ -88,7 +131,7 @@ class Run:
             axes.semilogy(smooth, label=f"loss {column}")
         axes.set_xlabel("step")
         axes.legend()
-        figure.savefig(self.folder / "losses.png", dpi=80)
+        figure.savefig(self._folder / "losses.png", dpi=80)
         plt.close(figure)
 
 

@@ -4,7 +4,7 @@ Each patch of a picture is one latent pixel. Where the denoiser is unsure of a s
 a little, and a decoder that has only seen the encoder's latents shows the borders between them.
 """
 
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from toonstream.export.configs import pixels_per_latent
 from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
-from toonstream.export.train.diffusion import LAST, open_stack
+from toonstream.export.train.diffusion import LAST, Stack, open_stack
 
 __all__ = ["border_loss", "train_decoder"]
 
@@ -50,19 +50,15 @@ def train_decoder(
     torch.manual_seed(seed + 2)
     stack = open_stack(drawn, autoencoder)
     patch = pixels_per_latent(autoencoder.config)
-    learning = list(autoencoder.decoder.parameters())
-    optimiser = torch.optim.AdamW(learning, lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Average([autoencoder.decoder], decay=0.99)
-    run = Run(folder, decoder=autoencoder.decoder, optimiser=optimiser, average=average)
+    decoder = autoencoder.decoder
+    optimiser = torch.optim.AdamW(decoder.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    run = Run(folder, modules=decoder, optimiser=optimiser, average=Average([decoder], decay=0.99))
     torch.manual_seed(run.step)
 
     def make(step: int) -> Batch:
         return pictures.batch(np.random.default_rng((seed, 4, step)), size=size, side=128)
 
-    started = time.monotonic()
     for batch in prefetch(make, run.step, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(run.step, steps, _RATE, warmup=20)
         target = batch.target[:, 0]
         side = target.shape[-1] // patch
         noise = torch.randn(len(target), 1, autoencoder.config.latent_channels, side, side)
@@ -72,20 +68,16 @@ def train_decoder(
                 x0 = stack.predict(noise, torch.full((len(target),), LAST), stack.text(batch.captions), hints)
             shown = stack.decode(x0[:, 0])
         pixels, borders = image_loss(shown, target), border_loss(shown, target, patch)
-        optimiser.zero_grad(set_to_none=True)
-        (pixels + _BORDERS_WEIGHT * borders).backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step()
-        average.update()
-        run.step += 1
-        run.losses.append([float(pixels.detach()), float(borders.detach())])
-        if run.step % 100 == 0 or run.step == steps:
-            mean = np.mean(run.losses[-100:], axis=0)
-            print(f"decoder {run.step}/{steps} {mean.round(4)} {time.monotonic() - started:.0f}s", flush=True)
-        if run.step % 300 == 0 or run.step == steps:
-            average.swap()
-            autoencoder.save_pretrained(folder / "vae")
-            with torch.inference_mode():
-                save_grid([target, stack.decode(x0[:, 0])], folder / "samples.png")
-            average.swap()
-            run.save()
+        run.learn(
+            pixels + _BORDERS_WEIGHT * borders,
+            (pixels, borders),
+            rate=learning_rate(run.step, steps, _RATE, warmup=20),
+        )
+        run.tell(steps, partial(_save, stack, target, x0[:, 0], folder))
+
+
+@torch.inference_mode()
+def _save(stack: Stack, target: Tensor, latents: Tensor, folder: Path) -> None:
+    """The autoencoder, and what `latents` were to be, (N, 3, H, W), over what is shown of them."""
+    stack.autoencoder.save_pretrained(folder / "vae")
+    save_grid([target, stack.decode(latents)], folder / "samples.png")

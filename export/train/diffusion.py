@@ -6,7 +6,6 @@ outline and colours leave little to chance. For the same reason it is x0 that is
 drawn follows from the hints, and noise, or velocity, would have to be carried through the network unharmed.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -282,10 +281,9 @@ def train_motion(
 ) -> None:
     """Stage 3, on clips: the motion modules, from those of the model folder `start`, if any.
 
-    Everything else is as stage 2 left it in `drawn`.
-
-    The decoder learns on with them, slowly: to show what the denoiser draws, and not only what the encoder
-    wrote. Where the denoiser is unsure of a flat area it would else show the patches.
+    Everything else is as stage 2 left it in `drawn`. The decoder learns on with them, slowly: to show what
+    the denoiser draws, and not only what the encoder wrote. Where the denoiser is unsure of a flat area it
+    would else show the patches.
     """
     torch.manual_seed(seed + 1)
     still = open_stack(drawn, autoencoder)
@@ -389,36 +387,21 @@ def _train(
         {"params": [parameter for parameter in learning if parameter in slow], "share": _DECODER_SHARE},
     ]
     optimiser = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
-    average = Average(modules, decay=0.998)
-    run = Run(folder, modules=container, optimiser=optimiser, average=average)
+    run = Run(folder, modules=container, optimiser=optimiser, average=Average(modules, decay=0.998))
     torch.manual_seed(run.step)
-    started = time.monotonic()
+
+    def keep() -> None:
+        save()
+        _samples(stack, samples, folder / "samples.png")
+
     for batch in prefetch(make, run.step, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = group["share"] * learning_rate(run.step, steps, rate)
         losses = stack.loss(batch, last=_LAST_SHARE)
-        optimiser.zero_grad(set_to_none=True)
         pixel_weight = _pixel_weight(run.step / steps)
         total = losses.latents + pixel_weight * losses.pixels + motion_weight * losses.motion
-        (total + pixel_weight * _WORDS_WEIGHT * losses.words).backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step()
-        average.update()
-        run.step += 1
+        total = total + pixel_weight * _WORDS_WEIGHT * losses.words
         parts = (losses.latents, losses.pixels, losses.motion, losses.words)
-        run.losses.append([float(loss.detach()) for loss in parts])
-        if run.step % 100 == 0 or run.step == steps:
-            mean = np.mean(run.losses[-100:], axis=0)
-            print(
-                f"{folder.name} {run.step}/{steps} {mean.round(4)} {time.monotonic() - started:.0f}s",
-                flush=True,
-            )
-        if run.step % 300 == 0 or run.step == steps:
-            average.swap()
-            save()
-            _samples(stack, samples, folder / "samples.png")
-            average.swap()
-            run.save()
+        run.learn(total, parts, rate=learning_rate(run.step, steps, rate))
+        run.tell(steps, keep)
 
 
 def _pixel_weight(progress: float) -> float:
