@@ -19,16 +19,16 @@ from toonstream.stream.conditions import Conditioned, Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import Stylizer, Toon, load_stylizer
 
-SIZE = 64, 64
+SIZE = 128, 64  # not 64 x 64: one such frame OpenVINO draws a little differently each time, in bfloat16
 
 
 def conditioned(count: int, *, cut: int | None = None) -> Iterable[Conditioned]:
     """Noise that drifts; from `cut` on it is another scene."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 255, (64, 128, 3), dtype=np.uint8)
+    noise = rng.integers(0, 255, (64, 192, 3), dtype=np.uint8)
     conditions = Conditions(("outline", "colour"), size=SIZE, multiple=8)
     for index in range(count):
-        image = np.ascontiguousarray(noise[:, index : index + 64])
+        image = np.ascontiguousarray(noise[:, index : index + 128])
         made = conditions(Frame(index=index, pts=index, time_base=Fraction(1, 24), image=image))
         scene = int(cut is not None and index >= cut)
         yield Conditioned(frame=made.frame, hints=made.hints, scene=scene)
