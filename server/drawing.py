@@ -81,6 +81,7 @@ class Drawing:
             steps=chosen.steps,
             window=chosen.window,
             latency=self._settings.latency or 0.0,
+            deflicker=chosen.deflicker != "off",
         )
 
     def __call__(self, change: Change, deliver: Deliver, ended: Ended) -> Live:
@@ -158,6 +159,8 @@ def _changed(settings: LiveSettings, change: Change) -> LiveSettings:
         )
     if "style" in asked:
         asked["style"] = asked["style"] or None
+    if "deflicker" in asked:
+        asked["deflicker"] = "causal" if asked["deflicker"] else "off"
     if "window" in asked:
         asked |= {"stride": None, "overlap": None}
     return replace(settings, **asked)

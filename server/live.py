@@ -31,6 +31,7 @@ class Change:
         window: frames denoised together.
         seed: of the noise.
         latency: promised, in seconds.
+        deflicker: whether toons are steadied on their way out.
         loras: all that are wanted, by name, with how strongly each counts; none where it is empty.
     """
 
@@ -40,6 +41,7 @@ class Change:
     window: int | None = None
     seed: int | None = None
     latency: float | None = None
+    deflicker: bool | None = None
     loras: Mapping[str, float] | None = None
 
 
@@ -53,6 +55,7 @@ class Catalogue:
         styles: it knows.
         steps, window: what it does when not told.
         latency: promised, in seconds.
+        deflicker: whether it steadies toons when not told.
         loras: that can be put into it, by name.
     """
 
@@ -62,6 +65,7 @@ class Catalogue:
     steps: int
     window: int
     latency: float
+    deflicker: bool = False
     loras: tuple[str, ...] = ()
 
 
@@ -137,9 +141,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "window": (int,),
     "seed": (int,),
     "latency": (int, float),
+    "deflicker": (bool,),
     "loras": (dict,),
 }
-_KINDS: dict[tuple[type, ...], str] = {(str,): "text", (dict,): "an object of names and weights"}
+_KINDS: dict[tuple[type, ...], str] = {
+    (str,): "text",
+    (bool,): "true or false",
+    (dict,): "an object of names and weights",
+}
 
 
 def parse_change(values: object) -> Change:
@@ -154,7 +163,10 @@ def parse_change(values: object) -> Change:
     for name, value in values.items():
         if name not in known:
             raise SettingError(f"no setting {str(name)[:40]!r}: there are {', '.join(known)}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, _TYPES[name])):
+        is_switch = _TYPES[name] == (bool,)  # a bool would pass for a number, too
+        if value is not None and not (
+            isinstance(value, _TYPES[name]) and isinstance(value, bool) == is_switch
+        ):
             raise SettingError(f"{name} should be {_KINDS.get(_TYPES[name], 'a number')}")
         if isinstance(value, str) and len(value) > MAX_PROMPT:
             raise SettingError(f"{name} is longer than {MAX_PROMPT} characters")

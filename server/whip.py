@@ -19,6 +19,7 @@ __all__ = ["Whip", "trickled"]
 
 FRAGMENT = "application/trickle-ice-sdpfrag"
 _NUMBERS = ("steps", "window", "seed")
+_SWITCH = {"true": True, "false": False}
 
 
 class Whip:
@@ -162,6 +163,8 @@ def _query(query: Mapping[str, str]) -> tuple[str | None, Change]:
                 values[number] = int(str(values[number]))
         if "latency" in values:
             values["latency"] = float(str(values["latency"]))
+        if "deflicker" in values:
+            values["deflicker"] = _SWITCH.get(str(values["deflicker"]), values["deflicker"])
     except ValueError as error:
         raise SettingError(f"{', '.join(_NUMBERS)} and latency are numbers") from error
     return None if name is None else str(name), parse_change(values)

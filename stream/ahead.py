@@ -29,6 +29,7 @@ __all__ = [
     "begin",
     "controlnet_frames",
     "prepare_unet",
+    "runs_early",
 ]
 
 AT_ONCE = 2  # networks that run at a time, most of the time: the window's, and one of the others
@@ -87,10 +88,15 @@ class Calls:
         }
 
 
-def controlnet_frames(settings: RenderSettings) -> int:
-    """How many frames a ControlNet gets, on all sides, when a stride of new ones has come in."""
+def runs_early(settings: RenderSettings) -> bool:
+    """Whether ControlNets need no window: with one step they see noise and hints only, frame by frame."""
+    return settings.steps == 1
+
+
+def controlnet_frames(settings: RenderSettings, *, early: bool) -> int:
+    """How many frames a ControlNet gets, on all sides: those of a stride, or one where it is run early."""
     levels = settings.steps if settings.mode == "skewed" else 1
-    return _sides(settings) * levels * settings.stride
+    return _sides(settings) * (1 if early else levels * settings.stride)
 
 
 class HeadStart:
@@ -188,7 +194,7 @@ def _promises(
     calls = Calls(
         size=size,
         window=choices.window,
-        frames=controlnet_frames(choices),
+        frames=controlnet_frames(choices, early=runs_early(choices)),
         sides=_sides(choices),
         text=(tokens, width),
         channels=model.latent_channels,

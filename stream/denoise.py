@@ -19,6 +19,7 @@ from toonstream.config import Mode
 from toonstream.engines.engine import Network
 from toonstream.engines.parking import HostMemory
 from toonstream.errors import SettingError
+from toonstream.stream.controlnets import ControlNets
 from toonstream.stream.evaluate import Evaluations, Evaluator, InFlight, Window
 from toonstream.stream.noise import mixed_noise
 from toonstream.stream.rolling import Rolling, Task
@@ -82,6 +83,8 @@ class Denoiser:
         at_boundary: called between two windows, where networks may be replaced.
         fusion: lets frames share what they look like, at every step.
         reference: lets windows attend to frames that are final; the UNet must be made for it.
+        early: run the ControlNets of the first step on each frame alone, in `prepare`: they see its noise and
+            its hints, which is known before any window is.
 
     Raises:
         SettingError: the settings do not fit one another or the networks.
@@ -99,6 +102,7 @@ class Denoiser:
         at_boundary: Callable[[], None] = lambda: None,
         fusion: Fusion | None = None,
         reference: ReferenceMemory | None = None,
+        early: bool = False,
     ) -> None:
         self._windows = Windows(length=settings.window, stride=settings.stride)
         self._rolling = self._begin(settings)
@@ -116,10 +120,17 @@ class Denoiser:
                     "Guidance needs a negative prompt: give one (it may be empty), or guidance 1."
                 )
             sides = [negative_text, text]
-        self._evaluator = Evaluator(
+        self._controlnets = ControlNets(
             networks,
             scheduler=scheduler,
             scales=settings.controlnet_scales,
+            sides=len(sides),
+            device=text.device,
+        )
+        self._evaluator = Evaluator(
+            networks["unet"],
+            self._controlnets,
+            scheduler=scheduler,
             guidance=settings.guidance,
             device=text.device,
             reference=reference,
@@ -131,6 +142,7 @@ class Denoiser:
         self._at_boundary = at_boundary
         self._fusion = fusion
         self._reference = reference
+        self._early = early
         self._host = HostMemory(text.device)
         overlap = settings.window - settings.stride
         self._overlap = Overlap(overlap, self._host) if settings.mode == "anchored" else None
@@ -155,7 +167,35 @@ class Denoiser:
         key: int | None = None,
         image: NDArray[np.uint8] | None = None,
     ) -> list[Committed]:
-        """Take in the next frame and run what became runnable.
+        """Take in the next frame and run what became runnable: `prepare` and `enter` in one.
+
+        Args:
+            hints: see `prepare`, as for `text` and `seed`.
+            text: likewise.
+            seed: likewise.
+            key: number that the frame's noise belongs to; None for its place in the stream.
+            image: see `enter`.
+
+        Returns:
+            The frames that are final now, in order; often none.
+
+        Raises:
+            RuntimeError: the stream has ended.
+            ValueError: the fusion has no image to go by.
+        """
+        key = self._first + self._rolling.arrived if key is None else key
+        return self.enter(self.prepare(hints, text=text, seed=seed, key=key, scene=self._scene), image=image)
+
+    def prepare(
+        self,
+        hints: Mapping[str, Tensor],
+        *,
+        text: Tensor | None = None,
+        seed: int | None = None,
+        key: int,
+        scene: int,
+    ) -> InFlight:
+        """Make of a frame what depends on no other; on any thread, one at a time, while others are run.
 
         Words may change from frame to frame: a window is run with the mean of its frames' texts, the
         ControlNets with each frame's own.
@@ -165,7 +205,39 @@ class Denoiser:
             text: the frame's own, (sides, 77, D): the negative prompt first, with guidance only; None for the
                 stream's. Give frames that are to look alike the same tensor: then nothing is averaged.
             seed: of the frame's noise; None for the settings'.
-            key: number that the frame's noise belongs to; None for its place in the stream.
+            key: number that the frame's noise belongs to.
+            scene: number of its scene, to which the noise belongs that frames have in common.
+        """
+        with torch.inference_mode():
+            embeddings = self._controlnets.embed(hints)
+            height, width = next(iter(embeddings.values())).shape[-2:]
+            shape = (self._latent_channels, height, width)
+            seed = self._settings.seed if seed is None else seed
+            text = self._text if text is None else text
+            noise = self._noise(shape, seed=seed, key=key, scene=scene).to(
+                self._text.device, non_blocking=True
+            )
+            latents = noise * self._scheduler.initial_sigma
+            frame = InFlight(
+                key=key,
+                seed=seed,
+                scene=scene,
+                text=text,
+                embeddings={name: self._host.park(embedding) for name, embedding in embeddings.items()},
+                latents=self._host.park(latents),
+            )
+            if self._early:
+                (frame.residuals,) = self._controlnets.residuals(
+                    latents.unsqueeze(0), torch.tensor([0]), texts=[text], embeddings=[embeddings]
+                )
+                frame.rest(self._host)
+            return frame
+
+    def enter(self, frame: InFlight, *, image: NDArray[np.uint8] | None = None) -> list[Committed]:
+        """Take in the next frame, as `prepare` made it, and run what became runnable.
+
+        Args:
+            frame: not taken in yet.
             image: the frame itself, for the fusion: see `Fusion.arrive`.
 
         Returns:
@@ -182,19 +254,7 @@ class Denoiser:
                 if image is None:
                     raise ValueError("Fusion goes by the frames themselves: pass `image`.")
                 self._fusion.arrive(self._first + index, image)
-            embeddings = self._evaluator.embed(hints)
-            height, width = next(iter(embeddings.values())).shape[-2:]
-            shape = (self._latent_channels, height, width)
-            key = self._first + index if key is None else key
-            seed = self._settings.seed if seed is None else seed
-            noise = self._noise(shape, seed=seed, key=key).to(self._text.device, non_blocking=True)
-            self._frames[index] = InFlight(
-                key=key,
-                seed=seed,
-                text=self._text if text is None else text,
-                embeddings={name: self._host.park(embedding) for name, embedding in embeddings.items()},
-                latents=self._host.park(noise * self._scheduler.initial_sigma),
-            )
+            self._frames[index] = frame
             return self._run()
 
     def finish(self) -> list[Committed]:
@@ -280,7 +340,7 @@ class Denoiser:
         if self._scheduler.needs_noise:
             shape = tuple(sample.shape[1:])
             keyed = [
-                self._noise(shape, seed=frame.seed, key=frame.key, step=step)
+                self._noise(shape, seed=frame.seed, key=frame.key, scene=frame.scene, step=step)
                 for frame, (_, step) in zip(frames, climbed, strict=True)
             ]
             noise = torch.stack(keyed).to(device, non_blocking=True)
@@ -295,9 +355,11 @@ class Denoiser:
             self._overlap.forget(below=self._rolling.committed)
         return committed
 
-    def _noise(self, shape: tuple[int, ...], *, seed: int, key: int, step: int | None = None) -> Tensor:
+    def _noise(
+        self, shape: tuple[int, ...], *, seed: int, key: int, scene: int, step: int | None = None
+    ) -> Tensor:
         shared = self._settings.shared_noise
-        return mixed_noise(shape, seed=seed, frame=key, step=step, shared=shared, scene=self._scene)
+        return mixed_noise(shape, seed=seed, frame=key, step=step, shared=shared, scene=scene)
 
     def _fused(self, climbed: Sequence[tuple[int, int]], x0: Tensor) -> Tensor:
         """Let frames (index, step) of one step share what they look like, (N, C, h, w)."""

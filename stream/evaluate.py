@@ -6,7 +6,6 @@ sum of the windows' predictions so far (eqs. 4 and 6). All but the last is large
 in host memory, so that a GPU holds what one window needs, however many levels there are.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from toonstream.engines.engine import Network
 from toonstream.engines.parking import HostMemory, Parked
-from toonstream.errors import SettingError
+from toonstream.stream.controlnets import ControlNets, by_side, on_sides
 from toonstream.stream.schedulers import Scheduler
 from toonstream.stream.temporal.hooks import ReferenceMemory
 
@@ -47,13 +46,13 @@ class InFlight:
     """What is kept of one frame, all of it at the level where the frame stands.
 
     Attributes:
-        key: number that its noise belongs to. seed: of that noise.
+        key: number that its noise belongs to. seed: of that noise. scene: that it is in, from 0.
         text: what it is to look like, (sides, 77, D); frames that are to look alike share one tensor.
         embeddings: of the hints, by ControlNet, each (C0, h, w); the same at every level. They wait in host
             memory until a window needs them, and so do the latents.
         latents: (C, h, w).
         residuals: the ControlNets' sum by output name, each (sides, Ci, hi, wi); empty until a window runs,
-            and between two.
+            and between two. Those of the first step may be there before.
         waiting: the same from the first of these windows on.
         total: Σ w·ε over the windows that have run, (C, h, w).
         weight: Σ w over the same windows.
@@ -61,6 +60,7 @@ class InFlight:
 
     key: int
     seed: int
+    scene: int = 0
     text: Tensor
     embeddings: Mapping[str, Parked]
     latents: Parked
@@ -74,6 +74,7 @@ class InFlight:
         return InFlight(
             key=self.key,
             seed=self.seed,
+            scene=self.scene,
             text=self.text,
             embeddings=self.embeddings,
             latents=latents,
@@ -113,58 +114,40 @@ class Window:
 
 
 class Evaluator:
-    """Runs a stream's networks.
+    """Runs a stream's networks on its windows.
 
     Args:
-        networks: `unet`, and `hint_NAME` and `controlnet_NAME` for each ControlNet.
-        scheduler: scales what the networks see, and tells them the time.
-        scales: how much each ControlNet weighs, by name; at least one.
+        unet: the UNet.
+        controlnets: run on frames that have no residuals yet.
+        scheduler: scales what the UNet sees, and tells it the time.
         guidance: scale of classifier-free guidance (g); with 1.0 frames have one side, else two.
         device: where tensors are.
         reference: gives the UNet more inputs, and takes more outputs.
-
-    Raises:
-        SettingError: a network is missing, or no ControlNet is named.
     """
 
     def __init__(
         self,
-        networks: Mapping[str, Network],
+        unet: Network,
+        controlnets: ControlNets,
         *,
         scheduler: Scheduler,
-        scales: Mapping[str, float],
         guidance: float,
         device: torch.device,
         reference: ReferenceMemory | None = None,
     ) -> None:
-        if not scales:
-            raise SettingError("No ControlNet is named: give at least one in controlnet_scales.")
-        for name in scales:
-            if f"controlnet_{name}" not in networks or f"hint_{name}" not in networks:
-                raise SettingError(
-                    f"The model has no ControlNet '{name}': leave it out of controlnet_scales."
-                )
-        self._networks = networks
+        self._unet = unet
+        self._controlnets = controlnets
         self._scheduler = scheduler
-        self._scales = scales
         self._guidance = guidance
         self._sides = 1 if guidance == 1.0 else 2
         self._device = device
         self._reference = reference
-        self._counts: Counter[str] = Counter()
+        self._calls = self._frames = 0  # of the UNet
 
     @property
     def evaluations(self) -> Evaluations:
         """How often the networks have run so far."""
-        return Evaluations(**self._counts)
-
-    def embed(self, hints: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Embed a frame's hints (3, H, W): (C0, h, w) by ControlNet."""
-        self._counts["hints"] += len(self._scales)
-        return {
-            name: self._networks[f"hint_{name}"]({"hint": hints[name].unsqueeze(0)})["embedding"][0]
-            for name in self._scales
-        }
+        return Evaluations(unet_calls=self._calls, unet_frames=self._frames, **self._controlnets.counts)
 
     def run(self, windows: Sequence[Window]) -> None:
         """Run windows that are independent of one another, and add what is said to their frames' sums."""
@@ -183,28 +166,16 @@ class Evaluator:
         if not new:
             return
         frames = [frame for frame, _ in new]
-        steps = torch.tensor([step for _, step in new])
-        sides = self._sides
-        inputs = {
-            "sample": _on_sides(self._scaled(frames, steps), sides),
-            "timestep": self._timesteps(steps),
-            "text": _by_side([frame.text for frame in frames]),
-        }
-        summed: dict[str, Tensor] = {}
-        for name, scale in self._scales.items():
-            embedding = _on_sides(torch.stack([frame.embeddings[name].take() for frame in frames]), sides)
-            outputs = self._networks[f"controlnet_{name}"]({**inputs, "embedding": embedding})
-            for key, output in outputs.items():
-                # A network's outputs are the caller's own, so they can be summed where they lie.
-                scaled = output if scale == 1.0 else output.mul_(scale)
-                summed[key] = summed[key].add_(scaled) if key in summed else scaled
-            self._counts["controlnet_calls"] += 1
-            self._counts["controlnet_frames"] += sides * len(frames)
-        by_side = {
-            key: residual.reshape(sides, len(frames), *residual.shape[1:]) for key, residual in summed.items()
-        }
-        for place, frame in enumerate(frames):
-            frame.residuals = {key: residual[:, place] for key, residual in by_side.items()}
+        made = self._controlnets.residuals(
+            torch.stack([frame.latents.take() for frame in frames]),
+            torch.tensor([step for _, step in new]),
+            texts=[frame.text for frame in frames],
+            embeddings=[
+                {name: parked.take() for name, parked in frame.embeddings.items()} for frame in frames
+            ],
+        )
+        for frame, residuals in zip(frames, made, strict=True):
+            frame.residuals = residuals
 
     def _run_unet(self, windows: Sequence[Window]) -> None:
         """Run the UNet on windows of one length, as one batch."""
@@ -212,7 +183,8 @@ class Evaluator:
         frames = [frame for window in windows for frame in window.frames]
         steps = torch.tensor([window.step for window in windows])
         # Axis 0 of the inputs: side after side, and window after window within a side.
-        sample = self._scaled(frames, steps.repeat_interleave(length))
+        latents = torch.stack([frame.latents.take() for frame in frames])
+        sample = self._scheduler.scale(latents, steps.repeat_interleave(length))
         residuals = {
             key: torch.stack([frame.residuals[key] for frame in frames], dim=1).reshape(
                 sides * batch, length, *residual.shape[1:]
@@ -220,15 +192,15 @@ class Evaluator:
             for key, residual in frames[0].residuals.items()
         }
         inputs = {
-            "sample": _on_sides(sample.reshape(batch, length, *sample.shape[1:]), sides),
-            "timestep": self._timesteps(steps),
-            "text": _by_side([_mean([frame.text for frame in window.frames]) for window in windows]),
+            "sample": on_sides(sample.reshape(batch, length, *sample.shape[1:]), sides),
+            "timestep": self._scheduler.timesteps[steps].repeat(sides).to(self._device, non_blocking=True),
+            "text": by_side([_mean([frame.text for frame in window.frames]) for window in windows]),
         }
-        outputs = self._networks["unet"](
+        outputs = self._unet(
             inputs | residuals | self._remembered(windows, (sample.shape[-2], sample.shape[-1]))
         )
-        self._counts["unet_calls"] += 1
-        self._counts["unet_frames"] += sides * batch * length
+        self._calls += 1
+        self._frames += sides * batch * length
         output = outputs.pop("output").float().chunk(sides)
         self._remember(windows, outputs)
         # Both sides carry the same weights: guiding within the window is eq. 6, with one sum to keep.
@@ -260,14 +232,6 @@ class Evaluator:
             own = {name: output[:, place] for name, output in by_side.items()}
             self._reference.keep(window.step, window.indices, own)
 
-    def _scaled(self, frames: Sequence[InFlight], steps: Tensor) -> Tensor:
-        """The frames' latents as the networks want them at `steps` (N,): (N, C, h, w)."""
-        return self._scheduler.scale(torch.stack([frame.latents.take() for frame in frames]), steps)
-
-    def _timesteps(self, steps: Tensor) -> Tensor:
-        """The timesteps of `steps` (N,) for every side: (sides · N,) float32."""
-        return self._scheduler.timesteps[steps].repeat(self._sides).to(self._device, non_blocking=True)
-
 
 def _bring(frames: Sequence[InFlight]) -> None:
     """Begin to bring back what waits, in the order in which it is needed: the ControlNets run first."""
@@ -287,16 +251,3 @@ def _mean(texts: Sequence[Tensor]) -> Tensor:
     if all(text is first for text in texts):
         return first
     return torch.stack(list(texts)).mean(dim=0)
-
-
-def _on_sides(batch: Tensor, sides: int) -> Tensor:
-    """A batch (N, …) for each side: (sides · N, …); itself where there is one side."""
-    return batch if sides == 1 else batch.repeat(sides, *[1] * (batch.dim() - 1))
-
-
-def _by_side(texts: Sequence[Tensor]) -> Tensor:
-    """N texts (sides, 77, D) as a batch, side after side: (sides · N, 77, D)."""
-    first = texts[0]
-    if all(text is first for text in texts):
-        return first.repeat_interleave(len(texts), dim=0)
-    return torch.stack(list(texts), dim=1).flatten(0, 1)

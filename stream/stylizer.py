@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toonstream.config import RenderSettings
 from toonstream.engines.background import SwitchableEngine
-from toonstream.engines.engine import Engine, Network, TensorSpec
+from toonstream.engines.engine import Engine, Network
 from toonstream.errors import ModelError
 from toonstream.export.checkpoints import Model
 from toonstream.export.tokenizer import PromptEncoder, PromptTokenizer
@@ -20,6 +20,7 @@ from toonstream.stream.batching import EqualBatches
 from toonstream.stream.clock import Stopwatch, TimedNetwork
 from toonstream.stream.conditions import Conditioned, as_image
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
+from toonstream.stream.evaluate import InFlight
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.sizes import padded_size
@@ -27,7 +28,7 @@ from toonstream.stream.temporal.attending import load_memory
 from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
-__all__ = ["Decode", "Stylizer", "Toon", "load_stylizer"]
+__all__ = ["Decode", "Prepared", "Stylizer", "Toon", "load_stylizer"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +38,15 @@ class Toon:
     source: Frame
     toon: Frame
     scene: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A frame that may enter the rolling window, the number of its scene, and what the window keeps of it."""
+
+    source: Frame
+    scene: int
+    state: InFlight
 
 
 Decode: TypeAlias = Callable[[], Toon]
@@ -73,20 +83,9 @@ class Stylizer:
         self._waiting: deque[tuple[Frame, int]] = deque()  # with the numbers of their scenes
         self._scene: int | None = None
 
-    def push(
-        self,
-        conditioned: Conditioned,
-        *,
-        text: Tensor | None = None,
-        seed: int | None = None,
-        key: int | None = None,
-    ) -> Iterator[Toon]:
-        """Take the next frame; give the ones that became final.
-
-        `text`, `seed` and `key` are the frame's own, see `Denoiser.push`; where no key is given, it
-        is the frame's index.
-        """
-        return (decode() for decode in self.advance(conditioned, text=text, seed=seed, key=key))
+    def push(self, conditioned: Conditioned) -> Iterator[Toon]:
+        """Take the next frame; give the ones that became final."""
+        return (decode() for decode in self.advance(conditioned))
 
     def finish(self) -> Iterator[Toon]:
         """The stream has ended: give the rest."""
@@ -100,19 +99,38 @@ class Stylizer:
         seed: int | None = None,
         key: int | None = None,
     ) -> list[Decode]:
-        """Take the next frame as `push` does; give what decodes the ones that became final, in order."""
-        is_cut = self._scene is not None and conditioned.scene != self._scene
-        before = self._denoiser.cut() if is_cut else []
-        self._scene = conditioned.scene
-        key = conditioned.frame.index if key is None else key
-        self._waiting.append((conditioned.frame, conditioned.scene))
+        """Take the next frame as `push` does; give what decodes the ones that became final, in order.
+
+        `text`, `seed` and `key` are the frame's own, see `Denoiser.prepare`; where no key is given, it is the
+        frame's index.
+        """
+        return self.enter(self.prepare(conditioned, text=text, seed=seed, key=key))
+
+    def prepare(
+        self,
+        conditioned: Conditioned,
+        *,
+        text: Tensor | None = None,
+        seed: int | None = None,
+        key: int | None = None,
+    ) -> Prepared:
+        """Do with a frame what depends on no other; on any thread, one at a time, while others are drawn."""
         drawn = {
             name: annotator({"image": conditioned.hints[name].unsqueeze(0)})["hint"][0]
             for name, annotator in self._annotators.items()
         }
         hints = {**conditioned.hints, **drawn}
-        image = conditioned.frame.image
-        return self._final(before + self._denoiser.push(hints, text=text, seed=seed, key=key, image=image))
+        key = conditioned.frame.index if key is None else key
+        state = self._denoiser.prepare(hints, text=text, seed=seed, key=key, scene=conditioned.scene)
+        return Prepared(source=conditioned.frame, scene=conditioned.scene, state=state)
+
+    def enter(self, frame: Prepared) -> list[Decode]:
+        """Take the next frame; give what decodes the ones that became final, in order."""
+        is_cut = self._scene is not None and frame.scene != self._scene
+        before = self._denoiser.cut() if is_cut else []
+        self._scene = frame.scene
+        self._waiting.append((frame.source, frame.scene))
+        return self._final(before + self._denoiser.enter(frame.state, image=frame.source.image))
 
     def end(self) -> list[Decode]:
         """Finish, and give what decodes the rest."""
@@ -135,7 +153,7 @@ def load_stylizer(
     engine: Engine,
     stopwatch: Stopwatch,
     size: tuple[int, int] | None = None,
-    embedders: Mapping[str, Network] | None = None,
+    early: bool = False,
 ) -> Stylizer:
     """Load a model's networks and read the prompt.
 
@@ -146,7 +164,7 @@ def load_stylizer(
         stopwatch: is told, under each network's name, how long it is busy.
         size: (width, height) of the frames to come, in pixels, for an engine that compiles to begin with;
             None where there is nothing to begin.
-        embedders: the networks `hint_NAME` by that name, where frames come with their embeddings for hints.
+        early: see `Denoiser`.
 
     Raises:
         InputError: a prompt is longer than the model takes, or the reference picture cannot be read.
@@ -158,19 +176,19 @@ def load_stylizer(
     names = [unet, "vae_decoder", *annotated.values()]
     if settings.reference is not None:
         names.append("vae_encoder")
-    names += [f"controlnet_{controlnet}" for controlnet in model.defaults.controlnets]
-    if embedders is None:
-        names += [f"hint_{controlnet}" for controlnet in model.defaults.controlnets]
+    for controlnet in model.defaults.controlnets:
+        names += [f"hint_{controlnet}", f"controlnet_{controlnet}"]
     if unet not in model.sources:
         raise ModelError(
             f"{model.defaults.name} has no {unet}: add it with `export.reference.with_reference`"
         )
     loaded = {name: engine.load(model.sources[name]) for name in names}
     guided = settings.guidance > 1.0
-    networks: dict[str, Network] = dict.fromkeys(embedders or (), _Given())
+    frames = controlnet_frames(settings, early=early)
+    networks: dict[str, Network] = {}
     for name, network in loaded.items():
         if name.startswith("controlnet_") and engine.per_shape:
-            network = EqualBatches(network, controlnet_frames(settings))
+            network = EqualBatches(network, frames)
         networks[name] = TimedNetwork(network, name, stopwatch)
     networks["unet"] = networks[unet]
     encode = PromptEncoder(
@@ -181,11 +199,11 @@ def load_stylizer(
     text, *negative = encode(settings.prompt, *([settings.negative_prompt] if guided else []))
     if size is not None and not settings.attends:
         prepare_unet(
-            {**loaded, **(embedders or {})},
+            loaded,
             Calls(
                 size=padded_size(size, model.size_multiple),
                 window=settings.window,
-                frames=controlnet_frames(settings),
+                frames=frames,
                 sides=1 + len(negative),
                 text=(text.shape[1], text.shape[2]),
                 channels=model.latent_channels,
@@ -227,6 +245,7 @@ def load_stylizer(
             raft=settings.flow,
         ),
         reference=memory,
+        early=early,
     )
     return Stylizer(
         denoiser,
@@ -235,13 +254,3 @@ def load_stylizer(
         scale=model.latent_scale,
         shift=model.latent_shift,
     )
-
-
-class _Given:
-    """Stands in for a network that embeds hints: they are embedded already."""
-
-    inputs: tuple[TensorSpec, ...] = ()
-    outputs: tuple[TensorSpec, ...] = ()
-
-    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"embedding": tensors["hint"]}

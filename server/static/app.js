@@ -77,7 +77,7 @@ async function authorised(action) {
 
 // ---- what can be chosen
 
-const settings = { prompt: null, style: null, steps: null, window: null, latency: null, seed: null, loras: null };
+const settings = { prompt: null, style: null, steps: null, window: null, latency: null, seed: null, deflicker: null, loras: null };
 
 async function fillCatalogue() {
   const response = await authorised(() => request("/catalogue", {
@@ -98,6 +98,7 @@ async function fillCatalogue() {
   $("steps").value = catalogue.steps;
   $("window").value = catalogue.window;
   $("latency").value = Math.round(catalogue.latency * 1000);
+  $("deflicker").checked = catalogue.deflicker;
   showValues();
 }
 
@@ -117,6 +118,7 @@ function changed({ target }) {
     settings.loras = $("lora").value ? { [$("lora").value]: Number($("weight").value) } : {};
   } else if (!(target.name in settings)) return;
   else if (target.name === "latency") settings.latency = Number(target.value) / 1000;
+  else if (target.name === "deflicker") settings.deflicker = target.checked;
   else if (["prompt", "style"].includes(target.name)) settings[target.name] = target.value;
   else settings[target.name] = Number(target.value);
   clearTimeout(settingsTimer);

@@ -15,6 +15,7 @@ from torch import Tensor
 from toonstream.engines.engine import Network
 from toonstream.engines.parking import HostMemory
 from toonstream.errors import InputError
+from toonstream.stream.controlnets import ControlNets
 from toonstream.stream.evaluate import Evaluator, InFlight, Window
 from toonstream.stream.noise import frame_noise
 from toonstream.stream.schedulers import Scheduler
@@ -93,10 +94,13 @@ class ReferencePicture:
         self._scale = scale
         self._shift = shift
         self._seen: list[Mapping[str, Tensor]] = []
+        self._controlnets = ControlNets(
+            networks, scheduler=scheduler, scales=scales, sides=len(text), device=text.device
+        )
         self._evaluator = Evaluator(
-            networks,
+            networks["unet"],
+            self._controlnets,
             scheduler=scheduler,
-            scales=scales,
             guidance=guidance,
             device=text.device,
             reference=_Recorder(networks["unet"], len(text), text.device, self._seen),
@@ -114,7 +118,7 @@ class ReferencePicture:
         encoded = self._networks["vae_encoder"]({"image": pixels})["latents"].to(self._text.device)
         clean = (encoded - self._shift) * self._scale
         noise = frame_noise(tuple(clean.shape[1:]), seed=self._seed, frame=_KEY).to(clean)
-        embeddings = self._evaluator.embed(self._hints(image))
+        embeddings = self._controlnets.embed(self._hints(image))
         host = HostMemory(self._text.device)
         self._seen.clear()
         for step in range(self._scheduler.steps):

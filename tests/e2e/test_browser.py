@@ -185,8 +185,8 @@ async def test_on_a_phone_and_with_a_keyboard(browser: Browser, service: Running
         for _ in range(40):
             await page.keyboard.press("Tab")
             reached.add(await page.evaluate("document.activeElement.id || document.activeElement.name"))
-        controls = "toggle sound view mirror snapshot record full prompt style steps window latency seed dice"
-        assert {*controls.split(), "camera", "microphone", "link", "copy"} <= reached
+        controls = "toggle sound view mirror snapshot record full prompt style steps window latency deflicker"
+        assert {*controls.split(), "seed", "dice", "camera", "microphone", "link", "copy"} <= reached
         assert await page.evaluate(UNNAMED) == []
 
 
@@ -205,6 +205,8 @@ async def test_loras_are_offered_where_there_are_any(browser: Browser, service: 
         await picture_of(page, "loras")
         changes = service.cores[-1].changes
         await waiting_for(lambda: changes[-1].loras == {"thick lines": 0.5})
+        await page.get_by_label("Deflicker").check()
+        await waiting_for(lambda: changes[-1].deflicker is True)
         await page.select_option("#lora", "")
         await waiting_for(lambda: changes[-1].loras == {})
 

@@ -32,3 +32,17 @@ def test_loras_are_offered_and_asked_for_by_name() -> None:
         shared.close()
     with pytest.raises(InputError, match="there is no LoRA"):
         drawing(Change(loras={"nope": 1.0}), lambda toon, at: None, lambda reason: None)
+
+
+def test_deflickering_is_a_switch() -> None:
+    model = open_model(shipped_model())
+    shared = SharedNetworks.load(model, OnnxRuntimeEngine())
+    try:
+        assert Drawing(shared, model, LiveSettings(deflicker="causal")).catalogue.deflicker
+        assert not Drawing(shared, model, LiveSettings(deflicker="off")).catalogue.deflicker
+        live = Drawing(shared, model, LiveSettings())(Change(), lambda toon, at: None, lambda reason: None)
+        for on in (False, True):
+            live.change(Change(deflicker=on))
+        live.close()
+    finally:
+        shared.close()

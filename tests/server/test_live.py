@@ -10,6 +10,7 @@ def test_what_is_known_is_taken() -> None:
     values = {"prompt": "rain", "style": "", "steps": 2, "window": None, "latency": 1}
     assert parse_change(values) == Change(prompt="rain", style="", steps=2, latency=1)
     assert parse_change({}) == Change()
+    assert parse_change({"deflicker": False}) == Change(deflicker=False)
     assert parse_change({"loras": {"ink": 1, "flat": -0.5}}).loras == {"ink": 1, "flat": -0.5}
     assert parse_change({"loras": {}}).loras == {}
 
@@ -24,6 +25,8 @@ def test_what_is_known_is_taken() -> None:
         {"steps": True},
         {"steps": 1.5},
         {"prompt": 3},
+        {"deflicker": 1},
+        {"deflicker": "on"},
         {"prompt": "x" * 3000},
         {"latency": "400ms"},
         {"loras": ["ink"]},

@@ -96,15 +96,17 @@ async def test_watching_is_answered_as_the_draft_has_it(published: tuple[Running
 
 
 async def test_a_link_of_the_publishers_own_choice(service: Running) -> None:
-    client = await connect(service.http, "/whip?watch=stage&style=ink&steps=2", Camera())
+    client = await connect(service.http, "/whip?watch=stage&style=ink&steps=2&deflicker=false", Camera())
     assert client.links["urn:toonstream:whep"] == "/whep/stage"
-    assert (service.cores[0].changes[0].style, service.cores[0].changes[0].steps) == ("ink", 2)
+    asked = service.cores[0].changes[0]
+    assert (asked.style, asked.steps, asked.deflicker) == ("ink", 2, False)
     offer = await an_offer()
     for query, why in {
         "watch=stage": "take another name",
         "watch=..": "3 to 64",
         "source=http://192.0.2.1": "no setting 'source'",
         "steps=many": "are numbers",
+        "deflicker=perhaps": "deflicker should be true or false",
     }.items():
         response = await service.http.post(f"/whip?{query}", data=offer, headers=SDP)
         assert response.status == 400

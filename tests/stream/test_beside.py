@@ -19,7 +19,9 @@ from toonstream.stream.conditions import Conditioned, Conditions
 from toonstream.stream.frame import Frame
 from toonstream.stream.stylizer import Stylizer, Toon, load_stylizer
 
-SIZE = 128, 64  # not 64 x 64: one such frame OpenVINO draws a little differently each time, in bfloat16
+SIZE = 128, 64  # not 64 x 64: an odd number of such frames comes out of OpenVINO a little differently each
+# time, in bfloat16
+ROUNDING = 2  # levels of 255: ControlNets run with other shapes, which bfloat16 rounds otherwise
 
 
 def conditioned(count: int, *, cut: int | None = None) -> Iterable[Conditioned]:
@@ -60,7 +62,8 @@ def test_the_pictures_are_the_same(settings: Settings, count: int, cut: int | No
     assert [toon.toon.index for toon in got] == list(range(count))
     assert [toon.scene for toon in got] == [toon.scene for toon in expected]
     for one, other in zip(got, expected, strict=True):
-        assert np.array_equal(one.toon.image, other.toon.image)
+        off = np.abs(one.toon.image.astype(int) - other.toon.image)
+        assert off.max() <= (ROUNDING if choices.steps == 1 else 0)
         assert np.array_equal(one.source.image, other.source.image)
 
 
@@ -72,21 +75,22 @@ def test_other_engines_work_as_before(cache: Path) -> None:
     assert isinstance(load_beside(model, Settings().resolve(model.defaults), **options), Stylizer)
 
 
+def as_it_is(frame: Conditioned) -> Conditioned:
+    return frame
+
+
 class Stand:
     """A stylizer that commits every frame at once, and decodes on demand."""
 
-    def __init__(self, decode) -> None:
+    def __init__(self, decode, prepare=as_it_is) -> None:
         self._decode = decode
+        self.prepare = prepare
 
-    def advance(self, frame: Conditioned):
+    def enter(self, frame: Conditioned):
         return [lambda: self._decode(frame)]
 
     def end(self):
         return []
-
-
-def identity(tensors):
-    return {"embedding": tensors["hint"]}
 
 
 def test_what_waits_is_bounded() -> None:
@@ -98,7 +102,7 @@ def test_what_waits_is_bounded() -> None:
         decoded.append(frame.frame.index)
         return frame.frame.index
 
-    beside = Beside(Stand(decode), {"colour": identity}, ahead=2)
+    beside = Beside(Stand(decode), ahead=2)
     frames = list(conditioned(7))
     for frame in frames[:4]:
         assert list(beside.push(frame)) == []
@@ -110,28 +114,28 @@ def test_what_waits_is_bounded() -> None:
 
 
 def test_frames_are_held_back_once_there_is_a_first_picture_and_not_before() -> None:
-    advanced = []
+    entered = []
 
     class Late(Stand):
-        def advance(self, frame: Conditioned):
-            advanced.append(frame.frame.index)
-            return super().advance(frame) if len(advanced) > 3 else []
+        def enter(self, frame: Conditioned):
+            entered.append(frame.frame.index)
+            return super().enter(frame) if len(entered) > 3 else []
 
-    beside = Beside(Late(lambda frame: 0), {"colour": identity}, ahead=2)
+    beside = Beside(Late(lambda frame: 0), ahead=2)
     held = []
     for frame in conditioned(8):
         list(beside.push(frame))
-        held.append(frame.frame.index + 1 - len(advanced))
+        held.append(frame.frame.index + 1 - len(entered))
     assert held == [0, 0, 0, 0, 1, 2, 2, 2]
     beside.settle()
 
 
-@pytest.mark.parametrize("where", ["hints", "pictures"])
+@pytest.mark.parametrize("where", ["preparing", "pictures"])
 def test_a_failure_reaches_whoever_pushes(where: str) -> None:
     def fail(given):
         raise ValueError("broken")
 
-    decode, embed = (lambda frame: 0, fail) if where == "hints" else (fail, identity)
-    beside = Beside(Stand(decode), {"colour": embed}, ahead=1)
+    decode, prepare = (lambda frame: 0, fail) if where == "preparing" else (fail, as_it_is)
+    beside = Beside(Stand(decode, prepare), ahead=1)
     with pytest.raises(ValueError, match="broken"):
         through(beside, conditioned(6))

@@ -217,6 +217,25 @@ def test_a_skewed_arrival_is_one_batch_of_mixed_timesteps():
     assert denoiser.evaluations.controlnet_calls == 2 * len(seen)
 
 
+@given(clip=clips(), mode=st.sampled_from(get_args(Mode)), ahead=st.integers(0, 40))
+@settings(max_examples=30, deadline=None)
+def test_frames_may_be_prepared_before_they_enter(clip, mode, ahead):
+    options, frames = clip
+    networks, common = make(replace(options, mode=mode))
+    expected = streamed(plain := Denoiser(networks, **common), frames)
+    early = Denoiser(networks, **common, early=True)
+    given, waiting = [], []
+    for index, hints in enumerate(HINTS[:frames]):
+        waiting.append(early.prepare(hints, key=index, scene=0))
+        if len(waiting) > ahead:
+            given += early.enter(waiting.pop(0))
+    given += [frame for prepared in waiting for frame in early.enter(prepared)] + early.finish()
+    torch.testing.assert_close(latents(given), latents(expected), rtol=1e-3, atol=1e-4)
+    assert early.evaluations.controlnet_frames == plain.evaluations.controlnet_frames
+    if options.steps == 1:
+        assert early.evaluations.controlnet_calls == frames * len(SCALES)
+
+
 def test_frames_do_not_depend_on_what_comes_after_their_look_ahead():
     options = DenoiseSettings(window=6, stride=2, steps=2, controlnet_scales=SCALES)
     networks, common = make(options)

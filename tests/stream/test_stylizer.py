@@ -17,11 +17,11 @@ class OneLate:
     def __init__(self) -> None:
         self.held: list[Committed] = []
 
-    def push(self, hints: Mapping[str, Tensor], **words: object) -> list[Committed]:
-        ready, self.held = (
-            self.held,
-            [Committed(index=0, latents=hints["colour"].mean() * torch.ones(4, 8, 8))],
-        )
+    def prepare(self, hints: Mapping[str, Tensor], **words: object) -> Tensor:
+        return hints["colour"].mean() * torch.ones(4, 8, 8)
+
+    def enter(self, latents: Tensor, *, image: np.ndarray) -> list[Committed]:
+        ready, self.held = self.held, [Committed(index=0, latents=latents)]
         return ready
 
     def finish(self) -> list[Committed]:
