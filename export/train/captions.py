@@ -8,7 +8,7 @@ import numpy as np
 
 from toonstream.export.train.render import STYLES, Attributes
 
-__all__ = ["Caption", "draw_caption", "draw_captions", "vocabulary_texts"]
+__all__ = ["Caption", "draw_caption", "draw_captions", "telling_phrases", "vocabulary_texts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,8 @@ _FILLERS = (
     "people dancing",
     "a car on the road",
 )
-_ALONE = (
-    0.30,
-    0.30,
-    0.14,
-    0.08,
-    0.05,
-)  # how often each is all that two captions differ in; else the style is
+# How often each is all that two captions differ in; else the style is.
+_ALONE = (0.22, 0.42, 0.12, 0.08, 0.05)
 _ONE_THING = 0.6  # share of pairs that differ in one thing only
 _EMPTY = 0.20  # share of the other captions left empty, for guidance
 _TWO_STYLES = 0.18
@@ -143,6 +138,16 @@ def _caption(names: Sequence[str], asked: Sequence[int | None], random: np.rando
     if random.random() < 0.3:
         words = [words[index] for index in random.permutation(len(words))]
     return Caption(text=", ".join(words), styles=_shares(names), attributes=attributes)
+
+
+def telling_phrases() -> list[tuple[str, ...]]:
+    """The phrases for each choice that changes the picture."""
+    return [
+        phrases
+        for choices in _WORDS
+        for phrases, change in choices
+        if replace(Attributes(), **change) != Attributes()
+    ]
 
 
 def vocabulary_texts() -> list[str]:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 mpl.use("Agg")
 
-__all__ = ["Average", "Run", "image_loss", "learning_rate", "save_grid"]
+__all__ = ["CHECKPOINT", "Average", "Run", "image_loss", "learning_rate", "save_grid"]
 
+CHECKPOINT = "checkpoint.pt"
+"""Name of the file in a stage's folder that it goes on from."""
 
 _SQUARES_WEIGHT = 8.0  # in the pictures' loss
 
@@ -77,7 +79,7 @@ class Run:
         self._average = average
         self._parts: dict[str, Any] = {"modules": modules, "optimiser": optimiser, "average": average}
         self._started = time.monotonic()
-        self._file = folder / "checkpoint.pt"
+        self._file = folder / CHECKPOINT
         if self._file.exists():
             state = torch.load(self._file, weights_only=True)
             self.step, self._losses = state["step"], state["losses"]

@@ -22,8 +22,8 @@ from toonstream.export.configs import pixels_per_latent
 from toonstream.export.networks import temporal
 from toonstream.export.networks.patches import to_patches
 from toonstream.export.train.autoencoder import decode, encode
-from toonstream.export.train.captions import vocabulary_texts
-from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
+from toonstream.export.train.captions import telling_phrases, vocabulary_texts
+from toonstream.export.train.common import CHECKPOINT, Average, Run, image_loss, learning_rate, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
 from toonstream.export.train.networks import (
     CONTROLS,
@@ -35,6 +35,7 @@ from toonstream.export.train.networks import (
     train_tokenizer,
     with_motion,
 )
+from toonstream.export.train.words import give_voice, silent_choices
 
 __all__ = ["LAST", "Losses", "Stack", "new_scheduler", "open_stack", "train_motion", "train_pictures"]
 
@@ -252,6 +253,9 @@ def train_pictures(
         for name, control in controls.items():
             load_part(control, start / f"controlnet_{name}")
     stack = _stack(folder, unet, controls, text_encoder, autoencoder)
+    if not (folder / CHECKPOINT).exists():
+        lost = telling_phrases() if start is None else silent_choices(text_encoder, stack.tokenizer)
+        give_voice(text_encoder, stack.tokenizer, lost, seed=seed)
     modules: list[nn.Module] = [unet, *controls.values(), text_encoder]
 
     def make(step: int) -> Batch:

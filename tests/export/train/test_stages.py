@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toonstream.export.checkpoints import open_model
-from toonstream.export.train import autoencoder, diffusion
+from toonstream.export.train import autoencoder, diffusion, words
 from toonstream.export.train.__main__ import main
 from toonstream.export.train.data import Pictures
 
@@ -53,6 +53,7 @@ def test_all_stages_run_resume_and_pack(data: Path, tmp_path: Path, monkeypatch:
     run = tmp_path / "run"
     for stage in (autoencoder, diffusion):
         monkeypatch.setattr(stage, "_FITTED", 1)
+    monkeypatch.setattr(words, "_STEPS", 1)
 
     def train(*more: str) -> None:
         monkeypatch.setattr("sys.argv", ["train", "--data", str(data), "--output", str(run), *more])
