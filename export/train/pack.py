@@ -46,7 +46,6 @@ _TOKENIZER = {
     "model_max_length": TEXT_LENGTH,
 }
 _SIGNIFICANT_BITS = 7
-_MOTION_STRENGTH = 0.65  # trained on warped error alone they steady more than looks good: fast hands ghost
 
 
 def pack(run: Path, output: Path) -> None:
@@ -64,9 +63,6 @@ def pack(run: Path, output: Path) -> None:
         for weights in source.glob("*.safetensors"):
             halves = {name: _rounded(tensor).contiguous() for name, tensor in load_file(weights).items()}
             halves = {name: tensor for name, tensor in halves.items() if not name.endswith("position_ids")}
-            for name in halves:
-                if "motion_modules" in name and ".proj_out." in name:
-                    halves[name] = _rounded(halves[name].float() * _MOTION_STRENGTH)
             save_file(halves, target / weights.name, metadata={"format": "pt"})
     (output / "tokenizer").mkdir(exist_ok=True)
     shutil.copy(run / "pictures" / "tokenizer" / "tokenizer.json", output / "tokenizer")

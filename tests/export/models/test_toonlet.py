@@ -20,6 +20,7 @@ from toonstream.engines.engine import Engine, Network, NetworkSource
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.export.outline import OutlineExtractor
+from toonstream.export.train.render import Attributes, compose
 from toonstream.stream.clock import Stopwatch
 from toonstream.stream.conditions import Conditions
 from toonstream.stream.frame import Frame
@@ -113,6 +114,29 @@ def test_thick_lines_are_darker(photo: Image, draw: Draw) -> None:
         for words in ("", ", thick lines", ", bold lines", ", heavy outlines")
     )
     assert max(thick) < 0.92 * plain
+
+
+def test_thin_lines_and_none_are_lighter(photo: Image, draw: Draw) -> None:
+    lines = OutlineExtractor()(photo) > 127
+    plain, thin, none = (
+        draw(photo, prompt=f"hosoda style{words}")[0].mean(axis=-1)[lines].mean()
+        for words in ("", ", thin lines", ", no lines")
+    )
+    assert 1.03 * plain < thin < none
+
+
+def test_few_colours_go_towards_a_poster(photo: Image, draw: Draw) -> None:
+    """Of the way from the plain drawing to a poster of it, so much is gone, and no other way."""
+    plain, *few = (
+        draw(photo, prompt=f"hosoda style{words}")[0].astype(np.float32) / 255
+        for words in ("", ", few colours", ", few colors", ", posterized")
+    )
+    no_outline = np.zeros(plain.shape[:2], np.float32)
+    poster = compose(plain, no_outline, Attributes(line=0.0, colours=2))
+    way = poster - plain
+    for drawn in few:
+        assert ((drawn - plain) * way).sum() > 0.2 * np.square(way).sum()
+        assert np.abs(drawn - poster).mean() < 0.95 * np.abs(way).mean()
 
 
 def test_warm_and_cool_move_the_hue(photo: Image, draw: Draw) -> None:
