@@ -82,7 +82,7 @@ def open_engine(
     compiler: Compiler | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """Open an engine by name.
+    """Open an engine by name. OpenVINO leaves torch one thread of this process.
 
     Args:
         name: as for `engine_name`.
@@ -102,8 +102,12 @@ def open_engine(
         return TensorRtEngine(name, shapes=shapes, model=model, say=say)
     match name:
         case "openvino":
+            import torch
+
             from toonstream.engines.openvino import OpenVinoEngine
 
+            # What torch does beside it is short: more threads cost more than they bring.
+            torch.set_num_threads(1)
             return OpenVinoEngine(compiler=compiler or usual_compiler(at_once))
         case "onnxruntime":
             from toonstream.engines.onnxruntime import OnnxRuntimeEngine

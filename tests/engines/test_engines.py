@@ -170,3 +170,15 @@ def test_openvino_prepares_shapes_ahead(toy: NetworkSource) -> None:
     (request,) = network._requests.values()
     network(given)
     assert list(network._requests.values()) == [request]
+
+
+def test_openvino_has_the_cores_for_itself() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        open_engine("onnxruntime")
+        assert torch.get_num_threads() == 2
+        open_engine("openvino")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
