@@ -40,6 +40,7 @@ _PARDON = 3.0  # seconds that a promise may be broken before it is said: as whil
 _SAME_SHAPE = 0.02  # by how much ratios of sides may differ
 _SHAPES, _SHAPE_SPAN = 4, 30.0  # so many new shapes of the source are followed within so many seconds
 _STILL_PATIENCE = 2  # frames that are there twice or three times, as film in 60 frames a second has them
+_LATER = 1.1  # of what is forecast where that is late already: frames that are older still are not shown
 _STALE = 0.1  # seconds that starting may take without the first frame giving way to a newer one
 _SETTLED = 1.0  # seconds that the same plan must be desired before it is built, where there is a promise
 _AGES = 64  # of toons that went out, kept until the next is drawn
@@ -366,9 +367,9 @@ class LiveCore(Generic[V]):
         plan = decision.plan
         self._ahead = self._controller.forecast(plan, fps=self._fps()).latency
         if self._settings.latency is not None:
-            # Where the promise cannot be kept, what can be kept takes its place.
-            least = self._settings.latency if decision.kept else max(self._settings.latency, self._ahead)
-            self._limit = LATEST * least
+            # Where not even the latest can be kept, what is thought to be possible takes its place.
+            latest = LATEST * self._settings.latency
+            self._limit = latest if decision.kept else max(latest, _LATER * self._ahead)
         if plan == self._aimed:
             return
         self._switching.ask(_drawn(plan))

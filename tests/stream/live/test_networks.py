@@ -215,7 +215,9 @@ def test_a_segment_is_the_stylizer_and_ends_in_whole_windows(tokenizer, guidance
     source = frames(9, seed=0)
     # Its end: the last frame again, until a window is full. With 9 frames: once.
     padded = [
-        toon for frame in [*source, source[-1]] for toon in plain.push(conditions(frame), key=frame.index)
+        decode()
+        for frame in [*source, source[-1]]
+        for decode in plain.advance(conditions(frame), key=frame.index)
     ]
     padded += list(plain.finish())
     toons = drawn(shared, plan, words, source)
