@@ -1,8 +1,8 @@
 """A stylizer whose frames are prepared and decoded on threads of their own, beside the rolling window.
 
-The window's network is many small operations, which a second core speeds up by two thirds. Where the next
-frames' ControlNets are run and the last ones' pictures decoded meanwhile, all cores are busy. What comes out
-is the same, a few frames later.
+The window's network is many small operations, which a second core speeds up by two thirds. All cores are busy
+where meanwhile the next frames' hints are embedded (with one step, their ControlNets run) and the last ones'
+pictures decoded. What comes out is the same but for rounding, a few frames later.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ class Beside:
     """Takes conditioned frames in order and gives toon frames in order, as a `Stylizer` does.
 
     Args:
-        stylizer: whose frames they are; all of its networks are run by one thread at a time.
+        stylizer: whose frames they are; each of its networks is run by one thread at a time.
         ahead: frames that are prepared before the first of them enters the window; what waits for its picture
             is bounded likewise. Until there is a first picture to wait for, no frame is held back.
     """
