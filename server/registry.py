@@ -268,7 +268,11 @@ class Registry:
             return
         self._by_watch_key.pop(session.watch_key, None)
         cut_off = session.cut_off or session.peer.cut_off
-        self._ended[session.key] = Ended(reason=reason, watch_key=session.watch_key, cut_off=cut_off)
+        self._ended[session.key] = Ended(
+            reason=reason,
+            watch_key=session.watch_key,
+            cut_off=cut_off or self.closed_because is not None,  # and the server may be started anew
+        )
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
         self.metrics.sessions.set(len(self._sessions))

@@ -53,6 +53,14 @@ async def test_a_network_that_fails_is_no_goodbye(monkeypatch: pytest.MonkeyPatc
             await client.close()
 
 
+async def test_a_server_that_ends_says_that_one_may_come_back(service: Running) -> None:
+    publisher = await publish(service, "/whip?watch=stage")
+    await service.server.registry.close(1.0)
+    response = await service.http.get(publisher.links["urn:toonstream:statistics"])
+    assert (response.status, response.headers["Retry-After"]) == (410, "1")
+    await publisher.close()
+
+
 async def test_who_watches_keeps_the_last_picture_and_sees_it_go_on(service: Running) -> None:
     publisher = await publish(service, "/whip?watch=stage")
     watcher = await connect(service.http, "/whep/stage")
