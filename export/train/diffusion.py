@@ -32,6 +32,7 @@ from toonstream.export.train.networks import (
     new_text_encoder,
     new_unet,
     start_hints,
+    token_ids,
     train_tokenizer,
     with_motion,
 )
@@ -90,8 +91,7 @@ class Stack:
 
     def text(self, prompts: list[str]) -> Tensor:
         """(B, 77, D) hidden states of B prompts."""
-        ids = torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(prompts)])
-        return self.text_encoder(ids).last_hidden_state
+        return self.text_encoder(token_ids(self.tokenizer, prompts)).last_hidden_state
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor, hints: dict[str, Tensor]) -> Tensor:
         """x0 of `noisy` (B, F, C, h, w) at `timesteps` (B,), with hints (B, F, 3, H, W)."""

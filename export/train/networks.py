@@ -22,6 +22,7 @@ __all__ = [
     "new_unet",
     "principal_components",
     "start_hints",
+    "token_ids",
     "train_tokenizer",
     "with_motion",
 ]
@@ -232,3 +233,8 @@ def train_tokenizer(texts: list[str], path: Path) -> Tokenizer:
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return tokenizer
+
+
+def token_ids(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
+    """The tokens of texts, (B, 77) int64."""
+    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(texts)])

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from toonstream.export.train.captions import draw_captions, telling_phrases
+from toonstream.export.train.networks import token_ids
 from toonstream.export.train.render import STYLES
 
 __all__ = ["give_voice", "silent_choices"]
@@ -58,7 +59,7 @@ def give_voice(
         texts = _texts((seed, 5, step), _PAIRS)
         for phrases in choices:
             texts += [f"{style} style, {phrases[step % len(phrases)]}" for style in STYLES]
-        ids = _ids(tokenizer, texts)
+        ids = token_ids(tokenizer, texts)
         with torch.no_grad():
             target = before(ids).last_hidden_state
         for row, tokens in zip(target, ids.tolist(), strict=True):
@@ -78,7 +79,7 @@ def give_voice(
 def _loudness(encoder: CLIPTextModel, tokenizer: Tokenizer, phrase: str) -> float:
     """By how much of its length the embedding changes, on average from the phrase's last token on."""
     texts = [f"{STYLES[0]} style, {phrase}", f"{STYLES[0]} style"]
-    ids = _ids(tokenizer, texts)
+    ids = token_ids(tokenizer, texts)
     words = _words(tokenizer, phrase)
     place = _place(ids[0].tolist(), words)
     assert place is not None
@@ -89,7 +90,7 @@ def _loudness(encoder: CLIPTextModel, tokenizer: Tokenizer, phrase: str) -> floa
 @torch.no_grad()
 def _directions(encoder: CLIPTextModel, tokenizer: Tokenizer, count: int, random: torch.Generator) -> Tensor:
     """(count, D): orthogonal to one another, and to what the encoder says so far."""
-    said = encoder(_ids(tokenizer, _texts((0, 6), _LOOKED_AT))).last_hidden_state.flatten(0, 1)
+    said = encoder(token_ids(tokenizer, _texts((0, 6), _LOOKED_AT))).last_hidden_state.flatten(0, 1)
     used = torch.linalg.svd(said - said.mean(0), full_matrices=False).Vh[:_USED]
     fresh = torch.randn(count, said.shape[1], generator=random)
     free = torch.linalg.qr(torch.cat([used, fresh]).T).Q.T[_USED:]
@@ -101,18 +102,10 @@ def _texts(seed: Sequence[int], pairs: int) -> list[str]:
     return [caption.text for _ in range(pairs) for caption in draw_captions(random)]
 
 
-def _ids(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
-    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(texts)])
-
-
 def _words(tokenizer: Tokenizer, phrase: str) -> list[int]:
-    """Tokens of a phrase, without the marks of beginning and end."""
-    encoded = tokenizer.encode(phrase)
-    return [
-        token
-        for token, special in zip(encoded.ids, encoded.special_tokens_mask, strict=True)
-        if not special and token != tokenizer.token_to_id("<|endoftext|>")
-    ]
+    """Tokens of a phrase, without the marks of beginning and end, and what fills it up."""
+    encoded = tokenizer.encode(phrase, add_special_tokens=False)
+    return [token for token, is_word in zip(encoded.ids, encoded.attention_mask, strict=True) if is_word]
 
 
 def _place(tokens: Sequence[int], words: Sequence[int]) -> int | None:
