@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from toonstream.export.networks.patches import from_patches, to_patches
-from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
+from toonstream.export.train.common import Average, Run, image_loss, learning_rate, lower_precision, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
 from toonstream.export.train.networks import load_part, new_autoencoder, principal_components
 
@@ -102,7 +102,7 @@ def train_autoencoder(
 
     for batch in prefetch(make, run.step, steps):
         target = batch.target[:, 0]
-        with torch.autocast("cpu", torch.bfloat16):
+        with lower_precision():
             latents = encode(network, target)
             decoded = decode(network, latents + _LATENT_NOISE * torch.randn_like(latents))
         reconstruction = image_loss(decoded, target)

@@ -15,12 +15,18 @@ from torch import Tensor, nn
 
 mpl.use("Agg")
 
-__all__ = ["CHECKPOINT", "Average", "Run", "image_loss", "learning_rate", "save_grid"]
+__all__ = ["CHECKPOINT", "Average", "Run", "image_loss", "learning_rate", "lower_precision", "save_grid"]
 
 CHECKPOINT = "checkpoint.pt"
 """Name of the file in a stage's folder that it goes on from."""
 
 _SQUARES_WEIGHT = 8.0  # in the pictures' loss
+
+
+def lower_precision() -> torch.autocast:
+    """Compute in bfloat16 inside this context, on CPUs that can: on others it is many times slower."""
+    able = torch.backends.cpu.get_cpu_capability() not in {"DEFAULT", "AVX2"}
+    return torch.autocast("cpu", torch.bfloat16, enabled=able)
 
 
 class Average:

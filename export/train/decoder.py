@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from toonstream.export.configs import pixels_per_latent
-from toonstream.export.train.common import Average, Run, image_loss, learning_rate, save_grid
+from toonstream.export.train.common import Average, Run, image_loss, learning_rate, lower_precision, save_grid
 from toonstream.export.train.data import Batch, Pictures, prefetch
 from toonstream.export.train.diffusion import LAST, Stack, open_stack
 
@@ -63,7 +63,7 @@ def train_decoder(
         side = target.shape[-1] // patch
         noise = torch.randn(len(target), 1, autoencoder.config.latent_channels, side, side)
         hints = {"outline": batch.outline, "colour": batch.colour}
-        with torch.autocast("cpu", torch.bfloat16):
+        with lower_precision():
             with torch.no_grad():
                 x0 = stack.predict(noise, torch.full((len(target),), LAST), stack.text(batch.captions), hints)
             shown = stack.decode(x0[:, 0])

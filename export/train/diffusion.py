@@ -23,7 +23,15 @@ from toonstream.export.networks import temporal
 from toonstream.export.networks.patches import to_patches
 from toonstream.export.train.autoencoder import decode, encode
 from toonstream.export.train.captions import telling_phrases, vocabulary_texts
-from toonstream.export.train.common import CHECKPOINT, Average, Run, image_loss, learning_rate, save_grid
+from toonstream.export.train.common import (
+    CHECKPOINT,
+    Average,
+    Run,
+    image_loss,
+    learning_rate,
+    lower_precision,
+    save_grid,
+)
 from toonstream.export.train.data import Batch, Pictures, prefetch
 from toonstream.export.train.networks import (
     CONTROLS,
@@ -132,7 +140,7 @@ class Stack:
         size, frames = batch.target.shape[:2]
         alike = 2 if frames == 1 else 1  # neighbours that are the same picture
         target = batch.target.flatten(0, 1)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), lower_precision():
             clean = encode(self.autoencoder, target)
             text = self.text(batch.captions)
         clean = clean.unflatten(0, (size, frames))
@@ -152,7 +160,7 @@ class Stack:
             noisy[own] = self.drawn_so_far(
                 noise[own], stops, text[own], {name: hint[own] for name, hint in hints.items()}
             )
-        with torch.autocast("cpu", torch.bfloat16):
+        with lower_precision():
             x0 = self.predict(noisy, timesteps, self.text(batch.captions), hints)
             drawn = self.decode(x0.flatten(0, 1))
         return Losses(
@@ -178,7 +186,7 @@ class Stack:
         """
         noisy, here = noise, torch.full_like(stops[0], LAST)
         for there in stops:
-            with torch.autocast("cpu", torch.bfloat16):
+            with lower_precision():
                 x0 = self.predict(noisy, here, text, hints)
             alpha = self.alphas[here].view(-1, 1, 1, 1, 1)
             noisy = self.noised(x0, (noisy - alpha.sqrt() * x0) / (1.0 - alpha).sqrt(), there)

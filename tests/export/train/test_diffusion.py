@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from toonstream.export.train.captions import vocabulary_texts
+from toonstream.export.train.common import lower_precision
 from toonstream.export.train.data import Batch
 from toonstream.export.train.diffusion import Stack, _words_loss, new_scheduler
 from toonstream.export.train.networks import (
@@ -49,7 +50,7 @@ def test_what_a_run_holds_so_far_is_what_ddim_holds(stack: Stack) -> None:
     scheduler.set_timesteps(3)
     expected = noise
     for timestep in scheduler.timesteps[:2]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with lower_precision():
             x0 = stack.predict(expected, timestep.repeat(2), text, hints)
         expected = scheduler.step(x0, timestep, expected).prev_sample
     assert torch.allclose(held, expected, atol=1e-2)

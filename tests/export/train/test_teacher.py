@@ -53,3 +53,13 @@ def test_a_tint_is_taken_out_and_lines_stay() -> None:
 
     assert tint(matched) < 0.25 * tint(drawn)
     assert matched[:, 47:49].mean() < 0.5 * matched[:, 20:30].mean()
+
+
+def test_what_a_dark_shape_lacks_does_not_shine_around_it() -> None:
+    source = np.full((128, 128, 3), (150, 185, 225), np.uint8)
+    source[48:, 40:88] = (60, 70, 80)
+    drawn = np.full_like(source, (190, 215, 190))
+    drawn[48:, 40:88] = (150, 90, 60)
+    lab = cv2.cvtColor(match_colours(drawn, source), cv2.COLOR_RGB2LAB).astype(float)
+    beside, beyond = lab[96, 28:37], lab[96, 4:9]
+    assert np.abs(beside - beyond.mean(axis=0)).max() <= 1.0
