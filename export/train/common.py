@@ -15,12 +15,26 @@ from torch import Tensor, nn
 
 mpl.use("Agg")
 
-__all__ = ["CHECKPOINT", "Average", "Run", "image_loss", "learning_rate", "lower_precision", "save_grid"]
+__all__ = [
+    "CHECKPOINT",
+    "FLAT_WEIGHT",
+    "Average",
+    "Run",
+    "flat_loss",
+    "image_loss",
+    "learning_rate",
+    "lower_precision",
+    "save_grid",
+]
 
 CHECKPOINT = "checkpoint.pt"
 """Name of the file in a stage's folder that it goes on from."""
 
+FLAT_WEIGHT = 1.0
+"""What `flat_loss` counts beside `image_loss`."""
+
 _SQUARES_WEIGHT = 8.0  # in the pictures' loss
+_LEVEL = 1.0 / 127.5  # of 8 bits, where black is -1 and white is 1
 
 
 def lower_precision() -> torch.autocast:
@@ -170,6 +184,31 @@ def image_loss(image: Tensor, target: Tensor) -> Tensor:
     difference = image - target
     chroma = difference - difference.mean(dim=1, keepdim=True)
     return loss + 2.0 * difference.abs().mean() + 4.0 * chroma.abs().mean()
+
+
+def flat_loss(image: Tensor, target: Tensor, patch: int) -> Tensor:
+    """How far the steps between neighbouring pixels are from the target's, where that is flat.
+
+    Each patch of a picture is one latent pixel, and what is unsure of a smooth area gives neighbours that
+    differ a little. Nobody sees such a step among leaves, but in the sky it is a grid. So each is measured in
+    the mean step a of the target in the patches about and a level l of 8 bits, and counts l / (l + a) times.
+    Small ones are squared: better to spread a step than to move it off the border.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        target: the same shape.
+        patch: side of a patch, in pixels.
+    """
+    steps = [target.diff(dim=axis).abs().mean(1, keepdim=True) for axis in (-1, -2)]
+    busy = F.pad(steps[0], (0, 1, 0, 0)) + F.pad(steps[1], (0, 0, 0, 1))
+    seen = _LEVEL + F.avg_pool2d(busy, 2 * patch + 1, 1, patch, count_include_pad=False)
+    loss = image.new_zeros(())
+    for axis in (-1, -2):
+        unit = seen.narrow(axis, 1, seen.shape[axis] - 1)
+        step = (image - target).diff(dim=axis) / unit
+        size = F.smooth_l1_loss(step, torch.zeros_like(step), reduction="none")
+        loss = loss + (size * (_LEVEL / unit)).mean()
+    return loss
 
 
 def save_grid(rows: list[Tensor], path: Path) -> None:

@@ -13,27 +13,22 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from toonstream.export.configs import pixels_per_latent
-from toonstream.export.train.common import Average, Run, image_loss, learning_rate, lower_precision, save_grid
+from toonstream.export.train.common import (
+    FLAT_WEIGHT,
+    Average,
+    Run,
+    flat_loss,
+    image_loss,
+    learning_rate,
+    lower_precision,
+    save_grid,
+)
 from toonstream.export.train.data import Batch, Pictures, prefetch
 from toonstream.export.train.diffusion import LAST, Stack, open_stack
 
-__all__ = ["border_loss", "train_decoder"]
+__all__ = ["train_decoder"]
 
 _RATE = 3e-4
-_BORDERS_WEIGHT = 2.0
-
-
-def border_loss(image: Tensor, target: Tensor, patch: int) -> Tensor:
-    """How far the steps across the borders of patches are from the target's.
-
-    Args:
-        image: (B, 3, H, W) in [-1, 1].
-        target: the same shape.
-        patch: side of a patch, in pixels.
-    """
-    difference = image - target
-    across = difference.diff(dim=-1)[..., patch - 1 :: patch].abs().mean()
-    return across + difference.diff(dim=-2)[..., patch - 1 :: patch, :].abs().mean()
 
 
 def train_decoder(
@@ -67,10 +62,10 @@ def train_decoder(
             with torch.no_grad():
                 x0 = stack.predict(noise, torch.full((len(target),), LAST), stack.text(batch.captions), hints)
             shown = stack.decode(x0[:, 0])
-        pixels, borders = image_loss(shown, target), border_loss(shown, target, patch)
+        pixels, flat = image_loss(shown, target), flat_loss(shown, target, patch)
         run.learn(
-            pixels + _BORDERS_WEIGHT * borders,
-            (pixels, borders),
+            pixels + FLAT_WEIGHT * flat,
+            (pixels, flat),
             rate=learning_rate(run.step, steps, _RATE, warmup=20),
         )
         run.tell(steps, partial(_save, stack, target, x0[:, 0], folder))

@@ -25,8 +25,10 @@ from toonstream.export.train.autoencoder import decode, encode
 from toonstream.export.train.captions import telling_phrases, vocabulary_texts
 from toonstream.export.train.common import (
     CHECKPOINT,
+    FLAT_WEIGHT,
     Average,
     Run,
+    flat_loss,
     image_loss,
     learning_rate,
     lower_precision,
@@ -166,6 +168,7 @@ class Stack:
         return Losses(
             latents=2.0 * F.smooth_l1_loss(x0, clean),
             pixels=image_loss(drawn, target),
+            flat=flat_loss(drawn, target, pixels_per_latent(self.autoencoder.config)),
             motion=_warped_loss(drawn, batch),
             words=_words_loss(drawn, target) if frames == 1 else drawn.new_zeros(()),
         )
@@ -200,6 +203,7 @@ class Losses:
 
     latents: Tensor
     pixels: Tensor
+    flat: Tensor
     motion: Tensor
     words: Tensor
 
@@ -409,9 +413,9 @@ def _train(
     for batch in prefetch(make, run.step, steps):
         losses = stack.loss(batch, last=_LAST_SHARE)
         pixel_weight = _pixel_weight(run.step / steps)
-        total = losses.latents + pixel_weight * losses.pixels + motion_weight * losses.motion
-        total = total + pixel_weight * _WORDS_WEIGHT * losses.words
-        parts = (losses.latents, losses.pixels, losses.motion, losses.words)
+        total = losses.latents + pixel_weight * (losses.pixels + FLAT_WEIGHT * losses.flat)
+        total = total + motion_weight * losses.motion + pixel_weight * _WORDS_WEIGHT * losses.words
+        parts = (losses.latents, losses.pixels, losses.flat, losses.motion, losses.words)
         run.learn(total, parts, rate=learning_rate(run.step, steps, rate))
         run.tell(steps, keep)
 
