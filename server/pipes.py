@@ -84,15 +84,16 @@ class WhipSource(_Listening):
     Args:
         address: `whip://HOST:PORT`.
         clock: seconds; that of `Picture.captured_at`, which has to be the server's.
+        settings: others of the server, such as `tls_cert`.
     """
 
-    def __init__(self, address: str, *, clock: Clock = monotonic) -> None:
+    def __init__(self, address: str, *, clock: Clock = monotonic, **settings: object) -> None:
         """Read the address.
 
         Raises:
             SettingError: it is none, or one that needs a token.
         """
-        place = read_place(address, latency=_LATENCY, max_sessions=1, max_watchers=0)
+        place = read_place(address, latency=_LATENCY, max_sessions=1, max_watchers=0, **settings)
         super().__init__(Background(place.settings, self._open))
         self._clock = clock
         self._events: Queue[_Event] = Queue(_WAITING)

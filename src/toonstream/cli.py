@@ -27,6 +27,7 @@ COMMANDS = (
     "serve",
 )  # each is toonstream.commands.NAME, and has its own --help
 
+_OF_LIVE = ("--latency", "--retry", "--bitrate", "--tls-cert", "--tls-key")
 _USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
        toonstream serve              a page that draws you; WHIP in, WHEP out
        toonstream SRC DST [DST...]   a live stream: toonstream live --help
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("subject", nargs="?", metavar="CLIP", help=argparse.SUPPRESS)
     parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
-    for name in ("--latency", "--retry", "--bitrate"):  # of live streams: known here to be read past
+    for name in _OF_LIVE:  # known here to be read past
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--listen", action="store_true", help=argparse.SUPPRESS)
     add = parser.add_argument_group("options (unset ones are the model's choice)").add_argument
@@ -195,8 +196,9 @@ def _run(options: argparse.Namespace) -> int:
         raise SettingError(
             f"one clip at a time: leave out {options.more[0]}, or write it with -o {options.more[0]}"
         )
-    elif options.listen or options.latency or options.retry or options.bitrate:
-        raise SettingError("--listen, --latency, --retry and --bitrate are for live streams: name a DST, too")
+    elif options.listen or any(getattr(options, name[2:].replace("-", "_")) for name in _OF_LIVE):
+        named = f"--listen, {', '.join(_OF_LIVE[:-1])} and {_OF_LIVE[-1]}"
+        raise SettingError(f"{named} are for live streams: name a DST, too")
     else:
         clip = Path(options.subject)
     with Interrupt() as interrupt:

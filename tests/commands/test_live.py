@@ -54,6 +54,12 @@ def test_help_fits_one_screen(capsys):
         (["udp://127.0.0.1:5000", "toon.mp4", "--deflicker", "accurate"], "invalid choice: 'accurate'"),
         (["whip://0.0.0.0:8080", "toon.mp4"], "can be reached from outside: set a token"),
         (["whip://", "toon.mp4"], "write whip://HOST:PORT"),
+        (["whip://127.0.0.1:0", "toon.mp4", "--tls-cert", "c.pem"], "both --tls-cert and --tls-key"),
+        (
+            ["whip://127.0.0.1:0", "toon.mp4", "--tls-cert", "c.pem", "--tls-key", "k.pem"],
+            "cannot use c.pem and k.pem for TLS",
+        ),
+        (["udp://127.0.0.1:5000", "toon.mp4", "--tls-cert", "c.pem"], "are for whip:// and whep://"),
         (["udp://127.0.0.1:5000", "whep://127.0.0.1:8080"], "names no stream: write whep://HOST:PORT/NAME"),
         (["clip.mp4", "--latency", "400ms"], "for live streams: name a DST"),
         (["clip.mp4", "b.mp4"], "one clip at a time: leave out b.mp4, or write it with -o b.mp4"),

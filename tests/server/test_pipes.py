@@ -2,11 +2,13 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,6 +16,7 @@ import aiohttp
 import av
 import numpy as np
 import pytest
+from certificates import write_certificate
 from stand_in import Camera, Client, Microphone, connect, is_like, until
 
 from toonstream.errors import OutputError, SettingError
@@ -71,6 +74,24 @@ def port(unused_tcp_port_factory: Callable[[], int]) -> int:
 async def published(url: str, camera: Camera) -> tuple[aiohttp.ClientSession, Client]:
     http = aiohttp.ClientSession(url)
     return http, await connect(http, "/whip", camera, Microphone(), listen=False)
+
+
+async def test_whoever_publishes_from_outside_may_do_so_over_tls(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = write_certificate(tmp_path)
+    monkeypatch.setenv("TOONSTREAM_TOKEN", "sesame-of-sixteen-letters")
+    with WhipSource(f"whip://127.0.0.1:{port}", tls_cert=certificate, tls_key=key) as source:
+        assert source.shown == f"https://127.0.0.1:{port}/whip"
+        trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(certificate)))
+        bearer = {"Authorization": "Bearer sesame-of-sixteen-letters"}
+        http = aiohttp.ClientSession(f"https://localhost:{port}", connector=trust, headers=bearer)
+        client = await connect(http, "/whip", Camera(RED), Microphone(), listen=False)
+        events = source.read(Timeline(), lambda format_: None)
+        picture = await asyncio.to_thread(next, events)
+        assert isinstance(picture, Picture)
+        await client.close()
+        await http.close()
 
 
 async def test_what_is_published_comes_in_with_its_times_and_its_sound_and_again(port: int) -> None:

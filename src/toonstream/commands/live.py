@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args
 
 from toonstream.commands.garbage import pass_over_what_is_there
 from toonstream.commands.leaving import leave
@@ -37,11 +37,11 @@ _MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000}
 
 _USAGE = """toonstream SRC DST [DST...] [options]
        toonstream live SRC DST [DST...] [options]"""
-_DESCRIPTION = """SRC: rtmp://, rtsp://, http(s):// (HLS and others), udp://, webcam:0,
-screen:, whip://HOST:PORT (others publish there), or a file, played as fast as
-it was filmed. DST: rtmp(s)://, udp://, tcp://, a folder or .m3u8 (HLS), a file,
-whep://HOST:PORT/NAME (others watch there). Ctrl-C ends it, whatever is away is
-waited for, and what is shown of addresses has no keys in it."""
+_DESCRIPTION = """SRC: rtmp://, rtsp://, http(s):// (HLS and others), udp://, webcam:0, screen:,
+whip://HOST:PORT (others publish), or a file, played as fast as it was filmed.
+DST: rtmp(s)://, udp://, tcp://, a folder or .m3u8 (HLS), a file, or
+whep://HOST:PORT/NAME (others watch). Whatever is away is waited for, and keys
+in addresses are never shown. Ctrl-C ends it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--listen", action="store_true", help="wait at SRC for somebody who publishes (OBS)")
     add("--latency", metavar="TIME", help="promise 400ms or 2s; what is drawn adapts")
     add("--retry", metavar="N", help="failures in a row to put up with, or forever")
+    add("--tls-cert", type=Path, metavar="PEM", help="with --tls-key PEM: whip:// and whep:// by https")
+    add("--tls-key", type=Path, help=argparse.SUPPRESS)
     add("--bitrate", metavar="BITS", help="of the pictures on networks: 2500k, 4M")
     add("--prompt", metavar="TEXT", help="what it should look like")
     add("--negative-prompt", metavar="TEXT", help="what it should not (guidance above 1)")
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         choices=get_args(EngineName),
         metavar="E",
-        help=" | ".join(get_args(EngineName)),
+        help="|".join(get_args(EngineName)),
     )
     add("--model", metavar="MODEL", help="a name from toonstream models, or a folder")
     add(
@@ -130,35 +132,56 @@ def run(words: Sequence[str]) -> int:
 
     with ExitStack() as served:
         whips = scheme(options.source) == "whip"
+        listening = _listening(options)
         opening = None if whips else open_source(options.source, listen=options.listen)
         local = Path(opening.shown) if opening and opening.url.startswith("file:") else None
         destinations = [
-            _whep(address, bit_rate, served)
+            _whep(address, bit_rate, listening, served)
             if scheme(address) == "whep"
             else open_destination(address, source=local)
             for address in options.destinations
         ]
         if options.retry is None:
             _reach(options)
-        source = _whip(options.source, served) if opening is None else LiveSource(opening, clock=monotonic)
+        source = (
+            _whip(options.source, listening, served)
+            if opening is None
+            else LiveSource(opening, clock=monotonic)
+        )
         paced = opening is not None and opening.paced
         with Interrupt() as interrupt:
             return _relay(source, destinations, options, retry, bit_rate, interrupt, paced=paced)
 
 
-def _whip(address: str, served: ExitStack) -> "WhipSource":
+def _listening(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the servers that whip:// and whep:// are."""
+    if not (options.tls_cert or options.tls_key):
+        return {}
+    from toonstream.stream.address import scheme
+
+    ends = {scheme(address) for address in (options.source, *options.destinations)}
+    if not ends & {"whip", "whep"}:
+        raise SettingError(
+            "--tls-cert and --tls-key are for whip:// and whep://, which listen here: leave them out"
+        )
+    return {"tls_cert": options.tls_cert, "tls_key": options.tls_key}
+
+
+def _whip(address: str, listening: Mapping[str, Any], served: ExitStack) -> "WhipSource":
     """Somebody publishes to us."""
     from toonstream.server.pipes import WhipSource
 
-    return served.enter_context(WhipSource(address))
+    return served.enter_context(WhipSource(address, **listening))
 
 
-def _whep(address: str, bit_rate: int | None, served: ExitStack) -> "Destination":
+def _whep(
+    address: str, bit_rate: int | None, listening: Mapping[str, Any], served: ExitStack
+) -> "Destination":
     """Others watch at ours."""
     from toonstream.server.pipes import WhepOutput
 
     settings = {} if bit_rate is None else {"bitrate": bit_rate}
-    return served.enter_context(WhepOutput(address, **settings)).destination
+    return served.enter_context(WhepOutput(address, **listening, **settings)).destination
 
 
 def _reach(options: argparse.Namespace) -> None:
