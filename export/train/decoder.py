@@ -62,7 +62,7 @@ def train_decoder(
             with torch.no_grad():
                 x0 = stack.predict(noise, torch.full((len(target),), LAST), stack.text(batch.captions), hints)
             shown = stack.decode(x0[:, 0])
-        pixels, flat = image_loss(shown, target), flat_loss(shown, target, patch)
+        pixels, flat = image_loss(shown, target), flat_loss(shown, target)
         run.learn(
             pixels + FLAT_WEIGHT * flat,
             (pixels, flat),

@@ -168,7 +168,7 @@ class Stack:
         return Losses(
             latents=2.0 * F.smooth_l1_loss(x0, clean),
             pixels=image_loss(drawn, target),
-            flat=flat_loss(drawn, target, pixels_per_latent(self.autoencoder.config)),
+            flat=flat_loss(drawn, target),
             motion=_warped_loss(drawn, batch),
             words=_words_loss(drawn, target) if frames == 1 else drawn.new_zeros(()),
         )
