@@ -35,7 +35,7 @@ FLAT_WEIGHT = 1.0
 
 _SQUARES_WEIGHT = 8.0  # in the pictures' loss
 _LEVEL = 1.0 / 127.5  # of 8 bits, where black is -1 and white is 1
-_CLOSE = 2  # pixels to each side
+_CLOSE = 2  # neighbours to each side
 
 
 def lower_precision() -> torch.autocast:
@@ -188,18 +188,23 @@ def image_loss(image: Tensor, target: Tensor) -> Tensor:
 
 
 def flat_loss(image: Tensor, target: Tensor) -> Tensor:
-    """How far the steps between neighbouring pixels are from the target's, where that is flat.
+    """How far the steps between neighbours are from the target's, where that is flat.
 
     Each patch of a picture is one latent pixel, and what is unsure of a smooth area gives neighbours that
     differ a little; what is unsure of an edge rings beside it. Nobody sees such steps among leaves, but in
     the sky they are a grid, and a halo. So each is measured in the mean step a of the target close by and a
     level l of 8 bits, and counts l / (l + a) times. Small ones are squared: better to spread a step than to
-    move it off the border.
+    move it off the border. Neighbours are pixels, and means over 4 x 4 of them: a halo's slope is a gentle
+    one.
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
         target: the same shape.
     """
+    return _steps(image, target) + _steps(F.avg_pool2d(image, 4), F.avg_pool2d(target, 4))
+
+
+def _steps(image: Tensor, target: Tensor) -> Tensor:
     steps = [target.diff(dim=axis).abs().mean(1, keepdim=True) for axis in (-1, -2)]
     busy = F.pad(steps[0], (0, 1, 0, 0)) + F.pad(steps[1], (0, 0, 0, 1))
     seen = _LEVEL + F.avg_pool2d(busy, 2 * _CLOSE + 1, 1, _CLOSE, count_include_pad=False)
