@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
 
-import cv2
 import numpy as np
 from consistency import Bench, Row, Sights
 from motion import read
@@ -26,7 +25,7 @@ from toonstream.export.assemble import load_model
 from toonstream.export.checkpoints import Model
 from toonstream.modes import parts_off
 from toonstream.stream.temporal.flow import flow
-from toonstream.stream.temporal.measure import Meter
+from toonstream.stream.temporal.measure import Meter, lab
 from toonstream.stream.temporal.picture import read_picture
 
 LAYERS = (("mid",), ("up",), ("down",), ("mid", "up"), ("down", "mid", "up"))
@@ -69,10 +68,9 @@ def looking(model: Model, picture: Path) -> Iterator[Try]:
             yield Try(name=f"… × {strength:g}", mode=mode, defaults={"reference_strength": strength})
 
 
-def lab(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def mean_colour(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean L*, a*, b*."""
-    unit = np.asarray(image, dtype=np.float32) / np.float32(255)
-    return np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2LAB).mean(axis=(0, 1)), dtype=np.float64)
+    return np.asarray(lab(image).mean(axis=(0, 1)), dtype=np.float64)
 
 
 def measured(bench: Bench, mode: str, clips: Sequence[Sights]) -> tuple[Cell, list[NDArray[np.float64]]]:
@@ -83,7 +81,7 @@ def measured(bench: Bench, mode: str, clips: Sequence[Sights]) -> tuple[Cell, li
         meter, costs, seen = Meter(), Cell(), []
         for number, toon in enumerate(bench.draw(Row(name=mode, mode=mode), sights.frames, costs)):
             meter.push(sights.seen[number], toon.toon.image)
-            seen.append(lab(toon.toon.image))
+            seen.append(mean_colour(toon.toon.image))
         figures = meter.figures
         cells.append(
             {"ratio": figures.ratio, "flicker": figures.flicker, "sharpness": figures.sharpness, **costs}
@@ -121,7 +119,7 @@ def main(words: Sequence[str] | None = None) -> None:
     tries = [Try(name="nothing", mode="", defaults={}), *remembering(model, options.remember)]
     if options.picture is not None:
         tries += looking(model, options.picture)
-        goal = lab(read_picture(options.picture))
+        goal = mean_colour(read_picture(options.picture))
     lines, table, alone = [], dict[str, Cell](), []
     for each in tries:
         changed = replace(model, defaults=replace(model.defaults, **each.defaults))

@@ -21,6 +21,7 @@ from toonstream.export.assemble import load_model
 from toonstream.export.configs import pixels_per_latent
 from toonstream.modes import parts_off
 from toonstream.stream.frame import Frame
+from toonstream.stream.temporal.measure import lab
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -49,11 +50,7 @@ def scene(side: int, seed: int) -> tuple[Image, Image]:
 
 def excess(toon: Image, source: Image, away: NDArray[np.float32]) -> NDArray[np.float64]:
     """What the toon adds to the source at each distance, against far away: (distances, 3) in L*a*b*."""
-    lab = [
-        cv2.cvtColor(np.asarray(image, dtype=np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
-        for image in (toon, source)
-    ]
-    added = lab[0] - lab[1]
+    added = lab(toon) - lab(source)
     means = [added[(away > low) & (away <= high)].mean(axis=0) for low, high in (*NEAR, FAR)]
     return np.array(means[:-1]) - means[-1]
 

@@ -17,7 +17,6 @@ mpl.use("Agg")
 
 __all__ = [
     "CHECKPOINT",
-    "FLAT_WEIGHT",
     "Average",
     "Run",
     "flat_loss",
@@ -29,9 +28,6 @@ __all__ = [
 
 CHECKPOINT = "checkpoint.pt"
 """Name of the file in a stage's folder that it goes on from."""
-
-FLAT_WEIGHT = 1.0
-"""What `flat_loss` counts beside `image_loss`."""
 
 _SQUARES_WEIGHT = 8.0  # in the pictures' loss
 _LEVEL = 1.0 / 127.5  # of 8 bits, where black is -1 and white is 1

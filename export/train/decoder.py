@@ -14,7 +14,6 @@ from torch import Tensor
 
 from toonstream.export.configs import pixels_per_latent
 from toonstream.export.train.common import (
-    FLAT_WEIGHT,
     Average,
     Run,
     flat_loss,
@@ -64,7 +63,7 @@ def train_decoder(
             shown = stack.decode(x0[:, 0])
         pixels, flat = image_loss(shown, target), flat_loss(shown, target)
         run.learn(
-            pixels + FLAT_WEIGHT * flat,
+            pixels + flat,
             (pixels, flat),
             rate=learning_rate(run.step, steps, _RATE, warmup=20),
         )

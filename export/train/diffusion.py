@@ -25,7 +25,6 @@ from toonstream.export.train.autoencoder import decode, encode
 from toonstream.export.train.captions import telling_phrases, vocabulary_texts
 from toonstream.export.train.common import (
     CHECKPOINT,
-    FLAT_WEIGHT,
     Average,
     Run,
     flat_loss,
@@ -413,7 +412,7 @@ def _train(
     for batch in prefetch(make, run.step, steps):
         losses = stack.loss(batch, last=_LAST_SHARE)
         pixel_weight = _pixel_weight(run.step / steps)
-        total = losses.latents + pixel_weight * (losses.pixels + FLAT_WEIGHT * losses.flat)
+        total = losses.latents + pixel_weight * (losses.pixels + losses.flat)
         total = total + motion_weight * losses.motion + pixel_weight * _WORDS_WEIGHT * losses.words
         parts = (losses.latents, losses.pixels, losses.flat, losses.motion, losses.words)
         run.learn(total, parts, rate=learning_rate(run.step, steps, rate))

@@ -24,7 +24,18 @@ from toonstream.export.outline import OutlineExtractor
 from toonstream.stream.temporal.cuts import CutDetector
 from toonstream.stream.temporal.flow import Flow, FlowFunction, flow, trusted, warp
 
-__all__ = ["Drift", "Figures", "Look", "Meter", "Sight", "Survey", "drift", "outline_score", "warped_error"]
+__all__ = [
+    "Drift",
+    "Figures",
+    "Look",
+    "Meter",
+    "Sight",
+    "Survey",
+    "drift",
+    "lab",
+    "outline_score",
+    "warped_error",
+]
 
 _FLAT = 2.0  # levels per pixel: where the source's gradient is below, it is flat
 _STILL = 1.0  # pixels per frame: where its motion is below, it is still
@@ -237,7 +248,7 @@ class Look:
 
     def push(self, image: Image) -> None:
         """Take the next frame, (H, W, 3) uint8 RGB."""
-        self._cells += cv2.resize(_lab(image), (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
+        self._cells += cv2.resize(lab(image), (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
         self._energy += _laplacian_energy(image)
         self._frames += 1
 
@@ -311,13 +322,14 @@ def _grey(image: Image) -> NDArray[np.float32]:
     return np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY))
 
 
-def _lab(image: Image) -> NDArray[np.float32]:
+def lab(image: Image) -> NDArray[np.float32]:
+    """CIELAB of a picture (H, W, 3) uint8 RGB: the same shape; L in [0, 100]."""
     return np.asarray(cv2.cvtColor(image.astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB), dtype=np.float32)
 
 
 def _blurred_lab(image: Image) -> NDArray[np.float32]:
     sigma = max(min(image.shape[:2]) * _BLUR, 1.0)
-    return _lab(np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8))
+    return lab(np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8))
 
 
 def _laplacian_energy(image: Image) -> float:

@@ -64,7 +64,7 @@ def test_clips_that_stand_still_have_no_best(attention) -> None:
 def test_how_far_it_is_to_the_picture(attention, tmp_path) -> None:
     picture = tmp_path / "sheet.png"
     cv2.imwrite(str(picture), np.full((8, 8, 3), 255, np.uint8))
-    goal = attention.lab(read_picture(picture))
-    plain = attention.lab(np.zeros((4, 4, 3), np.uint8))
+    goal = attention.mean_colour(read_picture(picture))
+    plain = attention.mean_colour(np.zeros((4, 4, 3), np.uint8))
     assert attention._share(plain, plain, goal) == 0.0
     assert attention._share(goal, plain, goal) == pytest.approx(1.0)
