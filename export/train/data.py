@@ -60,11 +60,12 @@ class Pictures:
         kept = len(photos) - min(_HELD_OUT_PHOTOS, len(photos) // 4)
         self.photos, self.held_out = photos[:kept], photos[kept:]
         self.sequences: list[list[int]] = []
-        for name in dict.fromkeys(group for group in groups if group != "photo"):
+        scenes = [int(row) for row in rows if groups[row] == "scene"]
+        for name in dict.fromkeys(group for group in groups if group not in {"photo", "scene"}):
             members = [index for index, group in enumerate(groups) if group == name and done[index]]
             if len(members) > 1:
                 self.sequences.append(members)
-        self.stills = self.photos + [row for sequence in self.sequences for row in sequence[::3]]
+        self.stills = self.photos + scenes + [row for sequence in self.sequences for row in sequence[::3]]
 
     def batch(self, random: np.random.Generator, *, size: int, side: int) -> Batch:
         """`size` samples, an even number: each picture comes twice running, with a caption of its own."""
@@ -141,9 +142,12 @@ class Pictures:
 
 
 def _placement(random: np.random.Generator, side: int, zoom: float) -> NDArray[np.float64]:
-    """An affine map (2, 3) from a prepared picture to a random crop of it, `zoom` times larger."""
+    """An affine map (2, 3) from a prepared picture to a random crop of it, `zoom` times larger.
+
+    It goes by whole pixels: what is not enlarged stays as sharp as it is.
+    """
     spare = np.maximum(256 * zoom - side, 0.0)
-    left, top = random.uniform(0.0, 1.0, 2) * spare
+    left, top = np.round(random.uniform(0.0, 1.0, 2) * spare)
     if random.random() < 0.5:
         return np.array([[-zoom, 0, 256 * zoom - left - 1], [0, zoom, -top]])
     return np.array([[zoom, 0, -left], [0, zoom, -top]])

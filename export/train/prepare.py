@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from toonstream.export.outline import OutlineExtractor
 from toonstream.export.train.render import GRADES, flatten, grade, smooth
+from toonstream.export.train.scenes import draw_scene, even_out
 from toonstream.export.train.teacher import load_teacher, match_colours
 
 SIDE = 256
@@ -44,7 +45,8 @@ class Item:
     """A picture to prepare, and where it is from."""
 
     picture: Picture
-    group: str  # "photo", or the clip and sequence it is a frame of
+    group: str  # "photo", "scene", or the clip and sequence it is a frame of
+    areas: Picture | None = None  # of a scene: see there
 
 
 def square(picture: NDArray[Any]) -> Picture:
@@ -84,6 +86,13 @@ def clips(folder: Path) -> Iterator[Item]:
                         yield Item(picture=square(frame.to_ndarray(format="rgb24")), group=group)
 
 
+def scenes(count: int, seed: int) -> Iterator[Item]:
+    """Drawn scenes; the first are the same, however many there are."""
+    for number in range(count):
+        scene = draw_scene(np.random.default_rng((seed, number)), SIDE)
+        yield Item(picture=scene.picture, group="scene", areas=scene.areas)
+
+
 class SteadyTeacher:
     """A CartoonGAN generator averaged over small shifts, its colours matched to the source, and graded."""
 
@@ -111,6 +120,12 @@ class SteadyTeacher:
         return to_bytes(smooth(grade(matched, self._grade), rounds=2, colour_reach=0.10))
 
 
+def flattened(item: Item) -> Picture:
+    """The `flat` rendering; of a scene without smoothing, which reaches over the borders of areas."""
+    even = item.picture if item.areas is None else even_out(item.picture, item.areas)
+    return to_bytes(flatten(even.astype(np.float32) / 255.0, rounds=4 if item.areas is None else 0))
+
+
 def to_bytes(image: NDArray[np.float32]) -> Picture:
     """Turn [0, 1] into [0, 255]."""
     return np.asarray(np.clip(image, 0.0, 1.0) * 255.0 + 0.5, dtype=np.uint8)
@@ -123,12 +138,17 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, required=True, help="folder of clips")
     parser.add_argument("--teachers", type=Path, required=True, help="folder of CartoonGAN state dicts")
     parser.add_argument("--limit", type=int, default=1000, help="how many photos")
+    parser.add_argument("--scenes", type=int, default=150, help="how many drawn scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    items = [*clips(arguments.clips), *photos(arguments.photos, arguments.limit, arguments.seed)]
+    items = [
+        *clips(arguments.clips),
+        *photos(arguments.photos, arguments.limit, arguments.seed),
+        *scenes(arguments.scenes, arguments.seed),
+    ]
     (folder / "groups.json").write_text(json.dumps([item.group for item in items]))
     arrays = {name: _open(folder / f"{name}.npy", len(items), name) for name in ARRAYS}
     done = _open(folder / "done.npy", len(items), "done")
@@ -142,9 +162,10 @@ def main() -> None:
             continue
         arrays["source"][row] = item.picture
         arrays["outline"][row] = extract(item.picture)
-        arrays["flat"][row] = to_bytes(flatten(item.picture.astype(np.float32) / 255.0))
+        arrays["flat"][row] = flattened(item)
         for style, teacher in teachers.items():
-            arrays[style][row] = teacher(item.picture)
+            drawn = teacher(item.picture)
+            arrays[style][row] = drawn if item.areas is None else even_out(drawn, item.areas)
         done[row] = 1
         if row % 50 == 0:
             print(f"{row}/{len(items)}", flush=True)

@@ -111,9 +111,9 @@ def _poster(image: Image, tones: int) -> Image:
     return _posterise(np.clip(bold, 0.0, 1.0), tones, softness=0.4)
 
 
-def flatten(source: Image) -> Image:
-    """The `flat` style: large areas of one colour, in a few steps of light."""
-    return _posterise(smooth(source, rounds=4, colour_reach=0.14), 6)
+def flatten(source: Image, *, rounds: int = 4) -> Image:
+    """The `flat` style: large areas of one colour, in a few steps of light; `rounds` of smoothing first."""
+    return _posterise(smooth(source, rounds=rounds, colour_reach=0.14), 6)
 
 
 def ink(flat: Image) -> Image:

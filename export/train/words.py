@@ -45,8 +45,9 @@ def give_voice(
     """Give each of these choices a direction of its own, from the end of its words on."""
     if not choices:
         return
-    before = copy.deepcopy(encoder).eval()
     random = torch.Generator().manual_seed(seed)
+    _read_anew(encoder, tokenizer, choices, random)
+    before = copy.deepcopy(encoder).eval()
     directions = _directions(before, tokenizer, len(choices), random)
     wanted = [
         (_words(tokenizer, phrase), direction)
@@ -73,6 +74,23 @@ def give_voice(
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimiser.step()
         schedule.step()
+
+
+@torch.no_grad()
+def _read_anew(
+    encoder: CLIPTextModel, tokenizer: Tokenizer, choices: Sequence[tuple[str, ...]], random: torch.Generator
+) -> None:
+    """Draw embeddings for the tokens that these choices alone use: those they have may be like any other's.
+
+    Attention cannot find what is read as something else, and what is not found is not told apart either.
+    """
+    silent = {phrase for phrases in choices for phrase in phrases}
+    heard = {phrase for phrases in telling_phrases() for phrase in phrases} - silent | set(STYLES)
+    used = {token for phrase in heard for token in _words(tokenizer, phrase)}
+    tokens = sorted({token for phrase in silent for token in _words(tokenizer, phrase)} - used)
+    embedding = encoder.get_input_embeddings().weight
+    spread = embedding[sorted(used)].std(dim=0)
+    embedding[tokens] = spread * torch.randn(len(tokens), len(spread), generator=random)
 
 
 @torch.no_grad()
