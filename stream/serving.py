@@ -17,6 +17,7 @@ from toonstream.engines.select import engine_name, open_engine
 from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.export.checkpoints import Model
+from toonstream.export.reference import with_reference
 from toonstream.export.shapes import Envelope, declared_inputs
 from toonstream.export.tokenizer import PromptTokenizer
 from toonstream.stream.sizes import padded_size
@@ -60,7 +61,7 @@ def stream_envelope(model: Model, settings: RenderSettings, *, size: tuple[int, 
         steps=settings.steps,
         skewed=settings.mode == "skewed",
         chunks=_chunks(model, settings.prompt, settings.negative_prompt),
-        remembered=max(1, settings.remember + (settings.reference is not None)),
+        remembered=_remembered(settings),
     )
 
 
@@ -93,7 +94,13 @@ def live_envelope(model: Model, settings: "LiveSettings") -> Envelope:
         steps=render.steps,
         skewed=render.mode == "skewed",
         chunks=_chunks(model, render.prompt, render.negative_prompt),
+        remembered=_remembered(render),
     )
+
+
+def _remembered(settings: RenderSettings) -> int:
+    """Places for what frames attend to: engines want one, if it is an empty one."""
+    return max(1, settings.remember + (settings.reference is not None))
 
 
 def _chunks(model: Model, *prompts: str) -> int:
@@ -171,16 +178,22 @@ def open_live_networks(
     Raises:
         EngineError: the engine is unknown, not installed, or of no use here.
         ModelError: the model has no network for something it asks for.
-        InputError: the settings are not for this model.
+        InputError: the settings are not for this model, or the reference picture cannot be read.
     """
     from toonstream.stream.live.networks import SharedNetworks  # which clips do without
+    from toonstream.stream.temporal.attending import Attending
 
     chosen = settings.resolve(model.defaults)
     name = engine_name(name)
+    attending = Attending.of(chosen)
+    if attending is not None:
+        model = with_reference(model, engine=name, say=say)
     envelope = live_envelope(model, settings) if name in FLAVOURS else None
     engine = _open_live(name) if envelope is None else _open(name, model, envelope, say)
     chunks = _chunks(model, chosen.prompt, chosen.negative_prompt)
-    shared = SharedNetworks.load(model, engine, limits=envelope, loras=loras, chunks=chunks)
+    shared = SharedNetworks.load(
+        model, engine, limits=envelope, loras=loras, chunks=chunks, attending=attending
+    )
     shared.check(settings)
     return shared
 

@@ -24,7 +24,7 @@ from toonstream.stream.evaluate import InFlight
 from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.sizes import padded_size
-from toonstream.stream.temporal.attending import load_memory
+from toonstream.stream.temporal.attending import Attending
 from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
@@ -217,9 +217,16 @@ def load_stylizer(
     )
     scheduler = make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=settings.steps)
     memory = None
-    if settings.attends:
-        sides = torch.cat([*negative, text])
-        memory = load_memory(model, settings, networks=networks, scheduler=scheduler, text=sides)
+    attending = Attending.of(settings)
+    if attending is not None:
+        memory = attending.memory(
+            model,
+            networks=networks,
+            scheduler=scheduler,
+            text=torch.cat([*negative, text]),
+            guidance=settings.guidance,
+            seed=settings.seed,
+        )
     denoiser = Denoiser(
         networks,
         scheduler=scheduler,

@@ -34,6 +34,7 @@ from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.turns import Turns
 from toonstream.stream.live.words import Words
 from toonstream.stream.sizes import padded_size
+from toonstream.stream.temporal.attending import Attending
 
 __all__ = ["SharedNetworks", "TakingTurns", "Variant"]
 
@@ -129,6 +130,8 @@ class SharedNetworks:
         loras: files of those that viewers may ask for, by name.
         limits: of the shapes that the networks can be called with; None where there are none.
         chunks: of 75 tokens that prompts may fill; as many as the model's own, if they fill more.
+        attending: what the frames of every session attend to, besides those of their window; the networks'
+            `unet` is then the model's `unet_reference`.
         clock: gives the time.
 
     Raises:
@@ -146,6 +149,7 @@ class SharedNetworks:
         loras: Mapping[str, Path] | None = None,
         limits: Envelope | None = None,
         chunks: int = 1,
+        attending: Attending | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self.model = model
@@ -155,6 +159,7 @@ class SharedNetworks:
         self._load = load
         self._loras = dict(loras or {})
         self._limits = limits
+        self._attending = attending
         self._clock = clock
         self._turns = Turns()
         self._seen: Seen = {}
@@ -183,6 +188,7 @@ class SharedNetworks:
         loras: Mapping[str, Path] | None = None,
         limits: Envelope | None = None,
         chunks: int = 1,
+        attending: Attending | None = None,
         clock: Clock = monotonic,
     ) -> "SharedNetworks":
         """Load what a stream of the model needs; see the class for what else there is.
@@ -191,19 +197,23 @@ class SharedNetworks:
             ModelError: the model has no network for something it asks for.
             EngineError: the engine refuses a network.
         """
-        names = ["text_encoder", "unet", "vae_decoder"]
+        names = ["text_encoder", "vae_decoder"]
+        if attending is not None and attending.picture is not None:
+            names.append("vae_encoder")
         for controlnet in model.defaults.controlnets:
             names += [f"hint_{controlnet}", f"controlnet_{controlnet}"]
             names += [f"annotator_{controlnet}"] if controlnet in model.annotators else []
+        unet = model.sources["unet" if attending is None else "unet_reference"]
         return cls(
             model,
-            {name: engine.load(model.sources[name]) for name in names},
+            {"unet": engine.load(unet), **{name: engine.load(model.sources[name]) for name in names}},
             PromptTokenizer(model.tokenizer_path, model.embeddings),
             boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
             load=engine.load,
             loras=loras,
             limits=limits,
             chunks=chunks,
+            attending=attending,
             clock=clock,
         )
 
@@ -280,7 +290,11 @@ class SharedNetworks:
         assert self._load is not None
         try:
             files = [replace(lora, file=str(self._loras[lora.file])) for lora in loras]
-            changed = {name: self._load(source) for name, source in lora_sources(self.model, files).items()}
+            sources = lora_sources(self.model, files)
+            if self._attending is not None and "unet" in sources:
+                attends = self.model.sources["unet_reference"]
+                sources["unet"] = replace(attends, weights=sources["unet"].weights)
+            changed = {name: self._load(source) for name, source in sources.items()}
             encoder = changed.get("text_encoder")
             variant = Variant(
                 loras=loras,
@@ -373,6 +387,7 @@ class SharedNetworks:
             clock=self._clock,
             conditions_took=lambda seconds: told(Run(stage="conditions", frames=1, seconds=seconds)),
             gives_up=gives_up,
+            attending=self._attending,
         )
 
     def is_ready(self, plan: Plan) -> bool:

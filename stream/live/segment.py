@@ -19,6 +19,7 @@ from toonstream.stream.live.switching import Pushed
 from toonstream.stream.live.words import Words
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.stylizer import Decode, Stylizer, Toon
+from toonstream.stream.temporal.attending import Attending
 from toonstream.stream.temporal.fusion import make_fusion
 from toonstream.stream.tiling import Cost, Tiled, available_memory
 
@@ -42,6 +43,7 @@ class StylizerSegment:
         conditions_took: told, for every frame, how many seconds its conditions took.
         gives_up: asked of every frame that is final whether it need not be decoded any more; it is given out
             with the picture of the one before.
+        attending: what frames attend to besides their window; `networks` have a UNet that can.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StylizerSegment:
         clock: Clock,
         conditions_took: Callable[[float], None],
         gives_up: Callable[[Frame], bool],
+        attending: Attending | None = None,
     ) -> None:
         guided = plan.guidance != 1.0
         self._plan = plan
@@ -69,9 +72,20 @@ class StylizerSegment:
         self._conditions = Conditions(
             scales, size=plan.size, multiple=model.size_multiple, annotated=annotated
         )
+        scheduler = make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=plan.steps)
+        memory = None
+        if attending is not None:
+            memory = attending.memory(
+                model,
+                networks=networks,
+                scheduler=scheduler,
+                text=words.sides(plan.guidance),
+                guidance=plan.guidance,
+                seed=words.seed,
+            )
         denoiser = Denoiser(
             networks,
-            scheduler=make_scheduler(model.scheduler_config, kind=model.defaults.scheduler, steps=plan.steps),
+            scheduler=scheduler,
             text=words.text,
             negative_text=words.negative if guided else None,
             settings=DenoiseSettings(
@@ -86,6 +100,7 @@ class StylizerSegment:
             latent_channels=model.latent_channels,
             at_boundary=boundary,
             fusion=make_fusion(plan.fusion, steps=plan.steps, multiple=model.size_multiple),
+            reference=memory,
         )
         self._stylizer = Stylizer(
             denoiser,

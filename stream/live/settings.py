@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from toonstream.config import (
     MAX_SEED,
@@ -47,6 +48,8 @@ class LiveSettings:
         deflicker: "off", or blend each toon with the last one, see `stream.temporal.steadying`; all other
             words mean the same here, as a live stream waits for no later frame. Given up before anything else
             for the sake of a promise.
+        remember: frames of their scene, done before, that frames attend to. reference: a picture that they
+            attend to. Both are of the networks that are loaded: who draws chooses them, not who watches.
 
     Raises:
         SettingError: a number is out of range.
@@ -68,6 +71,8 @@ class LiveSettings:
     blend: int = 4
     skip: float | None = None
     deflicker: Deflickering | None = None
+    remember: int = 0
+    reference: Path | None = None
 
     def __post_init__(self) -> None:
         self._asked()
@@ -109,6 +114,8 @@ class LiveSettings:
             seed=self.seed,
             skip=self.skip,
             deflicker=self.deflicker,
+            remember=self.remember,
+            reference=self.reference,
             loras=tuple(sorted(lora for lora in self.loras if lora.weight)),
         )
 

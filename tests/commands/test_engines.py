@@ -5,18 +5,20 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from toonstream.cli import main
-from toonstream.config import Settings
+from toonstream.config import Settings, Size
 from toonstream.engines.build import BuildJob, Built
 from toonstream.engines.store import EngineStore
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.errors import ModelError
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.export.reference import with_reference
-from toonstream.stream.serving import envelope_shapes, network_names, stream_envelope
+from toonstream.stream.live.settings import LiveSettings
+from toonstream.stream.serving import envelope_shapes, live_envelope, network_names, stream_envelope
 
 BUILD = ("build", "toonlet", "--compute-capability", "8.9", "--size", "256x256")
 
@@ -92,10 +94,11 @@ def test_pruning_goes_by_age_use_and_size(built: str) -> None:
     assert run("list")[1].startswith("0.0 MB in ")
 
 
+@pytest.mark.parametrize("live", [False, True])
 def test_what_attends_to_the_past_is_built_as_a_stream_wants_it(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch, *, live: bool
 ) -> None:
-    """The very engines that `toonstream CLIP --remember 2 --reference PICTURE` looks for."""
+    """The very engines that `toonstream CLIP --remember 2 --reference PICTURE` looks for; and a live one."""
 
     def build(job: BuildJob, output: Path, **_: object) -> Built:
         output.write_bytes(b"engine")
@@ -103,14 +106,18 @@ def test_what_attends_to_the_past_is_built_as_a_stream_wants_it(
 
     monkeypatch.setattr("toonstream.engines.tensorrt.engine.run_build", build)
     words = ("--size", "64x48", "--remember", "2", "--reference")
-    code, out, _ = run("build", "toonlet", "--compute-capability", "8.9", *words)
+    more = ("--live",) if live else ()
+    code, out, _ = run("build", "toonlet", "--compute-capability", "8.9", *words, *more)
     assert code == 0
     names = [line.split()[0] for line in out.splitlines()]
     assert "unet_reference" in names
     assert "unet" not in names
-    choices = Settings(remember=2, reference=Path("style.png")).resolve(open_model(shipped_model()).defaults)
     model = with_reference(open_model(shipped_model()), engine="tensorrt-rtx")
-    envelope = stream_envelope(model, choices, size=(64, 48))
+    asked: dict[str, Any] = {"remember": 2, "reference": Path("style.png")}
+    if live:
+        envelope = live_envelope(model, LiveSettings(**asked, size=Size(exact=(64, 48))))
+    else:
+        envelope = stream_envelope(model, Settings(**asked).resolve(model.defaults), size=(64, 48))
     engine = TensorRtEngine("tensorrt-rtx", shapes=envelope_shapes(envelope), capability=(8, 9))
     assert all(engine.is_built(model.sources[name]) for name in network_names(model))
 
@@ -166,8 +173,7 @@ def test_an_engine_that_differs_is_told_by_the_exit_code() -> None:
         ),
         ("build toonlet --compute-capability 8.9 --window 99", "window 99"),
         ("build toonlet --compute-capability 8.9 --remember 99", "remember 99"),
-        ("build toonlet --compute-capability 8.9 --live --remember 2", "live streams attend to no past"),
-        ("build toonlet --compute-capability 8.9 --live --reference", "live streams attend to no past"),
+        ("build toonlet --compute-capability 8.9 --live --remember 99", "remember 99"),
         ("build toonlet --compute-capability 8.9 --size big", "size"),
         ("build no/where --compute-capability 8.9", "no/where is not a folder"),
         ("verify toonlet --engine tensorflow", "unknown engine 'tensorflow'"),

@@ -206,8 +206,6 @@ def _open(options: argparse.Namespace, engine: str, say: Callable[[str], None]) 
 
     if options.model is None:
         raise SettingError("name a model, such as toonlet; see toonstream engines --help")
-    if options.live and (options.remember or options.reference):
-        raise SettingError("live streams attend to no past and no picture; leave out --live, or the others")
     asked = Settings(
         steps=options.steps,
         window=options.window,
@@ -225,13 +223,16 @@ def _open(options: argparse.Namespace, engine: str, say: Callable[[str], None]) 
             stride=asked.stride,
             mode=asked.mode,
             guidance=guidance,
+            remember=options.remember or 0,
+            reference=asked.reference,
         )
         size = live.size if options.size is None else Size.parse(options.size)
-        return model, live_envelope(model, replace(live, size=size))
-    chosen = replace(asked, guidance=guidance).resolve(model.defaults)
-    size = Size.parse(options.size or _SIZE)
-    envelope = stream_envelope(model, chosen, size=size.exact or (size.short, size.short))
-    if chosen.attends:
+        envelope = live_envelope(model, replace(live, size=size))
+    else:
+        chosen = replace(asked, guidance=guidance).resolve(model.defaults)
+        size = Size.parse(options.size or _SIZE)
+        envelope = stream_envelope(model, chosen, size=size.exact or (size.short, size.short))
+    if asked.remember or asked.reference is not None:
         model = with_reference(model, engine=engine, say=say)
         kept = {name: source for name, source in model.sources.items() if name != "unet"}
         model = replace(model, sources=kept)

@@ -31,7 +31,6 @@ EXIT_ERROR = 2
 _LINE_SECONDS = 5.0  # between two lines where nobody watches a terminal
 _BIT_RATES = (50_000, 100_000_000)  # bits a second
 _DEFLICKER = ("off", "causal")  # the other ways look ahead
-_FOR_CLIPS = ("--remember", "--reference")
 _MODES = ("wavefront", "anchored")  # skewed waits longer for the same result
 _MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -83,8 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", metavar="SIZE", help="640x360, or the short side; else at most 384")
     add("--skip", type=float, metavar="T", help="repeat toons where frames differ by T of 255; 3")
     add("--deflicker", choices=_DEFLICKER, metavar="D", help="off | causal: blend with the toon before")
-    for option in _FOR_CLIPS:
-        add(option, help=argparse.SUPPRESS)
+    add(
+        "--remember",
+        type=int,
+        default=0,
+        metavar="N",
+        help="done frames that new ones attend to; --reference SHEET",
+    )
+    add("--reference", type=Path, metavar="SHEET", help=argparse.SUPPRESS)
     add("--side-by-side", action="store_true", help="source on the left, toon on the right")
     add(
         "--engine",
@@ -102,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         help="or FILE=WEIGHT: put into the model; repeatable",
     )
     add("--json", action="store_true", help="one JSON object a line, once a second at most")
-    add("-q", "--quiet", action="store_true", help="say nothing but errors")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("-q", "--quiet", action="store_true", help="say nothing but errors; --debug: with traceback")
+    add("--debug", action="store_true", help=argparse.SUPPRESS)
     add("-h", "--help", action="help", help="show this, and exit")
     return parser
 
@@ -115,12 +120,6 @@ def run(words: Sequence[str]) -> int:
         ToonstreamError: source, destinations or settings cannot be used, or failed for good.
     """
     options = _parser().parse_intermixed_args(words)
-    for option in _FOR_CLIPS:
-        if getattr(options, option.removeprefix("--")) is not None:
-            raise SettingError(
-                f"{option} is for clips: a live stream attends to no other frames; leave it out, and add "
-                "--mode anchored to keep to what is final"
-            )
     bit_rate = None if options.bitrate is None else _bit_rate(options.bitrate)
     retry = _retry(options.retry)
 
@@ -281,6 +280,8 @@ def _settings(options: argparse.Namespace) -> "LiveSettings":
         latency=None if options.latency is None else parse_latency(options.latency),
         skip=options.skip,
         deflicker=options.deflicker,
+        remember=options.remember,
+        reference=options.reference,
     )
     return settings if options.size is None else replace(settings, size=Size.parse(options.size))
 

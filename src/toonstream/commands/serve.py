@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--window", type=int, metavar="N", help="frames denoised together")
     add("--seed", type=int, default=0, metavar="N", help="another seed, other details (0)")
     add("--deflicker", choices=("off", "causal"), metavar="D", help="off | causal: with the toon before")
+    add("--remember", type=int, default=0, metavar="N", help="frames of the past that new ones attend to")
+    add("--reference", type=Path, metavar="PICTURE", help="a character or style sheet to attend to")
     add("--size", default=None, metavar="SIZE", help="640x360, or the short side; else at most 384")
     add(
         "--engine",
@@ -153,6 +155,8 @@ def _live_settings(options: argparse.Namespace, settings: ServerSettings) -> Liv
         window=options.window,
         seed=options.seed,
         deflicker=options.deflicker,
+        remember=options.remember,
+        reference=options.reference,
         latency=settings.latency,
         size=Size(short=384, cap=True) if options.size is None else Size.parse(options.size),
     )

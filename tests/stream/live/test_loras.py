@@ -21,6 +21,7 @@ from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import InputError, SettingError
 from toonstream.export.checkpoints import open_model, shipped_model
+from toonstream.export.reference import with_reference
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.core import LiveCore, LiveToon
 from toonstream.stream.live.fading import Fade
@@ -28,6 +29,7 @@ from toonstream.stream.live.inbox import Captured
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.settings import LiveSettings
 from toonstream.stream.live.statistics import Event
+from toonstream.stream.temporal.attending import Attending
 
 SIZE = (64, 32)
 PLAIN = LiveSettings(size=Size(exact=SIZE), window=2, stride=1, steps=1, blend=2, deflicker="off")
@@ -128,6 +130,28 @@ def test_there_and_back_again_is_the_same_bit_for_bit_and_nothing_is_missing(
         "goes over to ink at 0.8 within 2 windows",
         "goes over to no LoRA within 2 windows",
     ]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # diffusers on its own configuration
+def test_a_unet_that_attends_to_the_past_takes_them_too(loras: dict[str, Path]) -> None:
+    model = with_reference(open_model(shipped_model()), engine="torch")
+    engine = TorchEngine(device=torch.device("cpu"))
+    shared = SharedNetworks.load(model, engine, loras=loras, attending=Attending(remember=1))
+    assert any(each.name.startswith("remembered") for each in shared.plain.unet.inputs)
+    stream = Stream(shared)
+    stream.play(4)
+    stream.core.change(with_lora(0.8))
+    stream.play(1)
+    stream.settle()
+    stream.play(4)
+    variant = shared.variant(with_lora(0.8).loras)
+    shared.close()
+    assert variant is not None
+    assert [each.name for each in variant.unet.inputs] == [each.name for each in shared.plain.unet.inputs]
+    assert [event.kind for event in stream.events if event.kind in ("loras", "refused")] == ["loras"]
+    plain = Stream(shared)
+    plain.play(9)
+    assert not np.array_equal(stream.pictures[-1], plain.pictures[-1])
 
 
 def test_one_viewers_loras_are_not_anothers(shared: SharedNetworks) -> None:
