@@ -289,7 +289,7 @@ def compare_clip(
         figures = board.figures(lockstep.fps)
         return Compared(
             rendered=Rendered(
-                output=output if progress.frames_committed else None,
+                output=(sink.partial or output) if progress.frames_committed else None,
                 size=board.size,
                 progress=progress,
                 total=info.frame_count,

@@ -1,6 +1,6 @@
 """A clip into a toon clip: the composition root of `toonstream CLIP`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -119,7 +119,7 @@ def render_clip(
         ModelError: the model cannot be used.
         EngineError: the engine cannot be used.
     """
-    _check_contact_sheet(settings.contact_sheet)
+    _check_contact_sheet(settings.contact_sheet, keep=(clip, settings.reference))
     opened = open_for([settings], say=say)
     model, choices = opened.model, opened.choices[0]
     stopwatch = Stopwatch()
@@ -156,7 +156,7 @@ def render_clip(
                 "model": model.defaults.name,
                 "engine": engine.name,
                 **asdict(choices),
-                "reference": None if choices.reference is None else str(choices.reference),
+                **{name: str(path) for name in ("reference", "flow") if (path := getattr(choices, name))},
             }
         )
 
@@ -188,7 +188,7 @@ def render_clip(
         if settings.contact_sheet is not None:
             sheet.write(settings.contact_sheet)
         return Rendered(
-            output=output if progress.frames_committed else None,
+            output=(sink.partial or output) if progress.frames_committed else None,
             size=(width, height),
             progress=progress,
             total=info.frame_count,
@@ -216,11 +216,22 @@ def _beside_source(toon: Toon) -> Frame:
     return replace(toon.toon, image=side_by_side(toon.source.image, toon.toon.image))
 
 
-def _check_contact_sheet(path: Path | None) -> None:
+def _check_contact_sheet(path: Path | None, *, keep: Sequence[Path | None]) -> None:
     """Find out before the work and not after it that there is no place for the sheet."""
     if path is None:
         return
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder: make it first, or put the contact sheet elsewhere")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the contact sheet another name")
+    try:
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{path.parent} is not a folder: make it first, or put the contact sheet elsewhere"
+            )
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder: give the contact sheet another name")
+        if path.exists() and any(each and each.exists() and path.samefile(each) for each in keep):
+            raise OutputError(f"{path} is what is drawn from: give the contact sheet another name")
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}): put the contact sheet elsewhere"
+        ) from error

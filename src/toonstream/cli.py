@@ -207,7 +207,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _render(clip: Path, options: argparse.Namespace, settings: Settings, interrupt: Interrupt) -> int:
     from toonstream.commands.garbage import left_alone
+    from toonstream.commands.names import beside
 
+    output = options.output or beside(clip, ".toon.mp4")
     with left_alone():
         from toonstream.stream.ahead import begin
 
@@ -218,7 +220,7 @@ def _render(clip: Path, options: argparse.Namespace, settings: Settings, interru
     reporter = make_reporter(quiet=options.quiet, machine_readable=options.json)
     rendered = render_clip(
         clip,
-        options.output or clip.with_name(f"{clip.stem}.toon.mp4"),
+        output,
         settings,
         begun=begun,
         started=reporter.start,

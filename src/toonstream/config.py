@@ -205,6 +205,8 @@ class RenderSettings:
         _check(self.steps, self.window, self.stride, self.guidance)
         _check_mode(self.mode)
         _check_stages(self)
+        if self.flow is not None and self.fusion == 0.0:
+            raise SettingError(f"flow {self.flow}: add --fusion 0.5, which is what looks for motion with it")
 
     @property
     def attends(self) -> bool:

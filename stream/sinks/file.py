@@ -85,7 +85,7 @@ class FileSink:
     Attributes:
         path: the final name.
         frames: written so far.
-        partial: the name under which `abort` kept the result, or None.
+        partial: the name under which a run that was not complete kept its result beside the target, or None.
     """
 
     def __init__(
@@ -200,8 +200,9 @@ class FileSink:
         """Finish the file and give it its name. Once is enough, more does no harm.
 
         Args:
-            complete: whether the source was read to its end. If not, the sound stops with the last frame, and
-                a file without a frame is removed and not complained of.
+            complete: whether the source was read to its end. If not, the sound stops with the last frame,
+                a file without a frame is removed and not complained of, and one that was there before stays:
+                what is new is `partial` then.
 
         Raises:
             OutputError: it cannot be finished; what there is was kept as by `abort`.
@@ -218,7 +219,10 @@ class FileSink:
         try:
             with self._reported():
                 self._finish(self._end if complete else self._last_end)
-                self._place.commit()
+                if complete or not self._place.is_taken:
+                    self._place.commit()
+                else:
+                    self.partial = self._place.keep_partial()
         except OutputError:
             self.abort()
             raise

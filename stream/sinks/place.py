@@ -9,6 +9,8 @@ from toonstream.errors import OutputError
 
 __all__ = ["OutputPlace"]
 
+_STEM = 50  # characters of a name that are kept in longer ones: file systems take 255 bytes
+
 
 class OutputPlace:
     """A hidden temporary file beside the target, and the ways it can end.
@@ -28,29 +30,26 @@ class OutputPlace:
         Raises:
             OutputError: nothing can be written there, or it is `source` itself under whatever name.
         """
-        if source is not None and path.exists() and path.samefile(source):
-            raise OutputError(f"{path} is the clip itself: give another name with -o")
-        if path.is_dir():
-            raise OutputError(f"{path} is a directory: give the name of a file in it with -o")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is not a regular file: give another name with -o")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise OutputError(
-                f"{path} may not be written: change its permissions, or give another name with -o"
-            )
-        self.target = path.resolve()
-        stem, suffix = self.target.stem, self.target.suffix
-        self.temporary = self.target.with_name(f".{stem}.{secrets.token_hex(4)}.partial{suffix}")
         try:
+            self.target = _checked(path, source)
+            stem, suffix = self.target.stem[:_STEM], self.target.suffix
+            self.temporary = self.target.with_name(f".{stem}.{secrets.token_hex(4)}.partial{suffix}")
             os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except OSError as error:
-            if not path.parent.exists():
-                raise OutputError(
-                    f"{path.parent} does not exist: make that folder first, or choose another"
-                ) from error
+        except OutputError:
+            raise
+        except FileNotFoundError as error:
             raise OutputError(
-                f"{path.parent} cannot be written to ({error.strerror}): choose another folder with -o"
+                f"{path.parent} does not exist: make that folder first, or choose another"
             ) from error
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror}): choose another with -o"
+            ) from error
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether something has the target's name already."""
+        return self.target.exists()
 
     def commit(self) -> Path:
         """Give the temporary file the target's name, once its bytes are on the disk. Returns the target."""
@@ -61,7 +60,7 @@ class OutputPlace:
 
     def keep_partial(self) -> Path:
         """Give the temporary file the first free name of the kind `clip.partial.mp4`, and return that."""
-        stem, suffix = self.target.stem, self.target.suffix
+        stem, suffix = self.target.stem[:_STEM], self.target.suffix
         names = (f"{stem}.partial{number}{suffix}" for number in chain([""], count(2)))
         kept = next(path for path in map(self.target.with_name, names) if not path.exists())
         self.temporary.rename(kept)
@@ -70,3 +69,16 @@ class OutputPlace:
     def discard(self) -> None:
         """Remove the temporary file."""
         self.temporary.unlink(missing_ok=True)
+
+
+def _checked(path: Path, source: Path | None) -> Path:
+    """Where links lead to, if that can be written."""
+    if source is not None and path.exists() and path.samefile(source):
+        raise OutputError(f"{path} is the clip itself: give another name with -o")
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory: give the name of a file in it with -o")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a regular file: give another name with -o")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path} may not be written: change its permissions, or give another name with -o")
+    return path.resolve()

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias, cast
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
+from av.codec import Codec
 from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -89,16 +90,22 @@ class CopiedTrack:
         return iter(())
 
 
+def _nearest_rate(encoder: str, wanted: int) -> int:
+    """The lowest rate of an encoder that loses nothing of the wanted one, or its highest."""
+    rates = Codec(encoder, "w").audio_rates
+    return min((rate for rate in rates if rate >= wanted), default=max(rates)) if rates else wanted
+
+
 class EncodedSound:
     """Encodes sound again, for a container that cannot hold it as it is.
 
-    Channels and rate stay where they can; packets that cannot be decoded leave a gap.
+    Channels and rate stay where the encoder has them; packets that cannot be decoded leave a gap.
     """
 
     def __init__(self, source: AudioStream, container: OutputContainer, encoder: str) -> None:
         self._decoder = source.codec_context
         layout = _LAYOUTS.get(self._decoder.channels, "stereo")
-        rate = _OPUS_RATE if encoder == "libopus" else self._decoder.sample_rate
+        rate = _OPUS_RATE if encoder == "libopus" else _nearest_rate(encoder, self._decoder.sample_rate)
         self.output = cast(AudioStream, container.add_stream(encoder, rate=rate, layout=layout))
         self._encoder = self.output.codec_context
         self._encoder.bit_rate = _BITS_A_CHANNEL * self._encoder.channels

@@ -194,6 +194,24 @@ def test_a_clip_that_cannot_be_used_is_told_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+@pytest.mark.parametrize("command", ["", "compare"])
+@pytest.mark.parametrize("name", [".", "", "/", ".."])
+def test_the_folder_one_is_in_is_no_clip(name: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is a directory" in refused(*command.split(), name, capsys=capsys)
+
+
+def test_a_contact_sheet_does_not_replace_what_is_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"a picture")
+    words = ("clip.mp4", "--contact-sheet", "sheet.png", "--reference", "sheet.png")
+    assert "is what is drawn from" in refused(*words, capsys=capsys)
+    assert "is what is drawn from" in refused("sheet.png", *words[1:3], capsys=capsys)
+    assert sheet.read_bytes() == b"a picture"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -206,6 +224,8 @@ def test_a_clip_that_cannot_be_used_is_told_in_one_line(
         (("--style", "hosda"), "did you mean hosoda"),
         (("--prompt", "very " * 2000, *QUICK), "shorten it"),
         (("--contact-sheet", "folder.png"), "is a folder"),
+        (("--contact-sheet", f"{'long' * 80}.png"), "cannot be written (File name too long)"),
+        (("--flow", "raft.pth"), "add --fusion"),
     ],
 )
 def test_an_order_that_cannot_be_carried_out_is_told_in_one_line(

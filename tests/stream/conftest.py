@@ -46,6 +46,7 @@ def write_clip(
     turn: tuple[float, bool, bool] | None = None,
     sounds: Sequence[str] = (),
     sound_seconds: float | None = None,
+    sound_rate: int = SOUND_RATE,
     subtitles: str | None = None,
     tags: dict[str, str] | None = None,
 ) -> Path:
@@ -77,7 +78,7 @@ def write_clip(
             video.codec_context.sample_aspect_ratio = sample_aspect_ratio
         if turn:
             video.set_display_rotation(turn[0], hflip=turn[1], vflip=turn[2])
-        tracks = [container.add_stream(name, rate=SOUND_RATE, layout="stereo") for name in sounds]
+        tracks = [container.add_stream(name, rate=sound_rate, layout="stereo") for name in sounds]
         for track, language in zip(tracks, ("eng", "deu", "fra"), strict=False):
             track.metadata["language"] = language
         texts = container.add_mux_stream(subtitles, time_base=Fraction(1, 1000)) if subtitles else None
@@ -102,13 +103,12 @@ def write_clip(
 
 
 def _write_tone(container: Any, track: Any, pitch: int, seconds: float) -> None:
-    size = track.codec_context.frame_size or 1024
-    for begin in range(0, int(seconds * SOUND_RATE), size):
-        samples = (np.sin(np.arange(begin, begin + size) * 2 * np.pi * pitch / SOUND_RATE) * 8000).astype(
-            np.int16
-        )
+    size, rate = track.codec_context.frame_size or 1024, track.codec_context.sample_rate
+    for begin in range(0, int(seconds * rate), size):
+        angles = np.arange(begin, begin + size) * 2 * np.pi * pitch / rate
+        samples = (np.sin(angles) * 8000).astype(np.int16)
         frame = AudioFrame.from_ndarray(np.repeat(samples, 2)[None], format="s16", layout="stereo")
-        frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, begin, Fraction(1, SOUND_RATE)
+        frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
         for part in av.AudioResampler(format=track.codec_context.format.name).resample(frame):
             container.mux(track.encode(part))
     container.mux(track.encode(None))

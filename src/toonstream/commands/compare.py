@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from toonstream.commands.names import beside
 from toonstream.config import EngineName, LoraChoice, Settings, Size
 from toonstream.errors import SettingError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
@@ -90,6 +91,7 @@ def run(words: Sequence[str]) -> int:
         loras=tuple(map(LoraChoice.parse, options.lora)),
     )
     modes = parse_modes(options.modes, base)
+    output = options.output or beside(options.clip, ".compare.mp4")
     with Interrupt() as interrupt:
         from toonstream.progress import make_reporter
         from toonstream.stream.compare import compare_clip
@@ -97,7 +99,7 @@ def run(words: Sequence[str]) -> int:
         reporter = make_reporter(quiet=options.quiet, machine_readable=options.json)
         compared = compare_clip(
             options.clip,
-            options.output or options.clip.with_name(f"{options.clip.stem}.compare.mp4"),
+            output,
             modes,
             started=reporter.start,
             observe=reporter.progress,

@@ -281,6 +281,32 @@ def test_an_interrupted_run_ends_with_its_last_frame(film, tmp_path):
     assert names(tmp_path) == ["odd.mp4", "toon.mp4"]
 
 
+@pytest.mark.parametrize(("rate", "kept"), [(22_254, 24_000), (5_512, 7_350), (192_000, 96_000)])
+def test_sound_of_a_rate_that_the_encoder_does_not_have_gets_the_nearest(film, tmp_path, rate, kept):
+    clip = film(name="odd.avi", frames=25, encoder="mpeg4", options={}, sounds=["pcm_s16le"], sound_rate=rate)
+    sink, _ = copy(clip, tmp_path / "toon.mp4")
+    assert "encoded again" in sink.notes[0]
+    with av.open(str(tmp_path / "toon.mp4")) as container:
+        (sound,) = container.streams.audio
+        assert sound.codec_context.sample_rate == kept
+        assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=2 * 1024 / kept)
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(sound)])
+    spectrum = np.abs(np.fft.rfft(samples[: kept // 2]))
+    assert np.argmax(spectrum) * 2 == pytest.approx(220, abs=4)
+
+
+def test_an_interrupted_run_does_not_replace_what_was_whole(film, tmp_path):
+    target = tmp_path / "toon.mp4"
+    target.write_text("yesterday's")
+    with FileSource(film(frames=50, sounds=["aac"])) as source:
+        sink = FileSink(target, source=source, width=64, height=48)
+        with pytest.raises(KeyboardInterrupt):
+            write_until(sink, source, 20, KeyboardInterrupt)
+    assert target.read_text() == "yesterday's"
+    assert sink.partial == tmp_path / "toon.partial.mp4"
+    assert len(read(sink.partial)[1]) == 20
+
+
 def test_an_interruption_before_the_first_frame_leaves_nothing(film, tmp_path):
     with FileSource(film()) as source:
         sink = FileSink(tmp_path / "toon.mp4", source=source, width=64, height=48)
