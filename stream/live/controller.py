@@ -170,6 +170,7 @@ class Controller:
         self._kept = True
         self._wanting = 0
         self._fits_since: float | None = None
+        self._on_trial = False  # the last improvement; it is judged once
         self._improved_at = self._relaxed_at = self._looked_at = float("-inf")
         self._worst: tuple[float, float] | None = None  # (since, seconds)
         self._missed: deque[float] = deque(maxlen=_PERIODS)  # seconds at worst, of each of the last periods
@@ -250,7 +251,8 @@ class Controller:
     def _fall(self, forecaster: Forecaster, now: float, ready: Callable[[Plan], bool]) -> Decision:
         """The best plan that fits, else the one that comes nearest to it."""
         if self._plan in self._places:
-            early = now - self._improved_at < 2.0 * self._hold
+            early = self._on_trial and now - self._improved_at < 2.0 * self._hold
+            self._on_trial = False
             self._hold = min(2.0 * self._hold, _LONGEST_HOLD) if early else self._hold
         self._kept, self._wanting, self._fits_since, self._looked_at = True, 0, None, now
         desired: Plan | None = None
@@ -288,7 +290,7 @@ class Controller:
             self._fits_since = now
         if now - self._fits_since < self._hold or not ready(desired):
             return Decision(plan=plan, desired=desired, kept=True)
-        self._plan, self._fits_since, self._improved_at = desired, None, now
+        self._plan, self._fits_since, self._improved_at, self._on_trial = desired, None, now, True
         return Decision(plan=desired, desired=desired, kept=True)
 
     def _fits(self, plan: Plan, forecaster: Forecaster, latency: float, load: float) -> bool:

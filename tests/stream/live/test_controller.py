@@ -328,6 +328,21 @@ def test_where_other_programs_want_the_cores_latency_stays_and_all_comes_back_af
     assert {drop.reason for drop in figures.drops if drop.place in ("window", "output")} <= {"late"}
 
 
+def test_after_short_bursts_all_comes_back_soon(live):
+    """A collapse goes down several rungs; that is one bad experience with what was better, and not three."""
+    machine = live.Machine(
+        slowness=lambda now: 0.3,
+        share=lambda now: 0.05 if now < 100 and now % 20 > 17 else 1.0,
+        turn=0.1,
+        overhead=0.002,
+    )
+    warm(machine)
+    machine.play(settings_for(0.3), 100.0)
+    assert Percentiles.of(latencies(machine)).p99 <= 1.5 * 0.3
+    machine.play(settings_for(0.3), 25.0)
+    assert machine.core.plan == machine.toons[0].plan
+
+
 @given(
     shares=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4),
     promise=st.floats(0.2, 1.0),
