@@ -13,6 +13,20 @@ import pytest
 from toonstream.demo import Scene, write_scene
 
 
+HERE = Path(__file__).parent
+COMPUTED = (
+    *(HERE / folder for folder in ("export", "stream/temporal")),
+    *(HERE / "stream" / f"test_{name}.py" for name in ("denoise", "rolling", "schedulers", "window")),
+)  # where nothing runs in real time
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is computed is right the first time, or wrong."""
+    for item in items:
+        if any(item.path.is_relative_to(place) for place in COMPUTED):
+            item.add_marker(pytest.mark.flaky(reruns=0))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keeps what is kept from run to run out of the home of whoever runs the tests."""

@@ -1,5 +1,8 @@
 """FastBlend: toons that flicker become the mean of their neighbours' toons, each brought to where they are.
 
+By PatchMatch, that is FastBlend's own mean. By optical flow, which warps, a toon keeps its own finest details
+and takes the mean of the rest, and neighbours count as far as their flow can be trusted.
+
 A stage behind whatever draws. It looks `window` frames ahead and as many back, never into another scene, and
 holds no more frames than that.
 """

@@ -45,10 +45,13 @@ class Remapped:
     Attributes:
         styles: (N, H, W, 3) float32, levels of 255, and a little beyond where an edge was interpolated.
         weights: (N, H, W) float32 in [0, 1], how far they can be relied on.
+        whole: they are made of whole patches, and as sharp as toons are; else they are moved by parts of
+            pixels, which takes the finest details away.
     """
 
     styles: Picture
     weights: Picture
+    whole: bool = False
 
 
 class Matcher(Protocol):
@@ -166,7 +169,7 @@ class PatchMatcher:
                 for begin in range(0, len(sources), together)
             ]
         )
-        return Remapped(styles=styles, weights=np.ones(styles.shape[:3], np.float32))
+        return Remapped(styles=styles, weights=np.ones(styles.shape[:3], np.float32), whole=True)
 
     def _styles(
         self, target: Frame, sources: Sequence[Toon], compare: Compare, own: NDArray[np.uint8] | None
@@ -190,8 +193,8 @@ class PatchMatcher:
 def blended(remapped: Remapped, own: NDArray[np.uint8] | None = None) -> Picture:
     """The weighted mean, with the frame's own toon at full weight: (H, W, 3) float32 in [0, 255].
 
-    The own toon keeps its finest details: what has been warped has lost some, and no two toons have them in
-    quite the same places.
+    Where toons were warped, the own one keeps its finest details: the others have lost some. Where they are
+    whole it is the plain mean, as FastBlend has it.
     """
     if own is None:
         weights = remapped.weights[..., None]
@@ -201,7 +204,8 @@ def blended(remapped: Remapped, own: NDArray[np.uint8] | None = None) -> Picture
     share = remapped.weights / (1.0 + remapped.weights.sum(axis=0))
     mean = kept.copy()
     for style, part in zip(remapped.styles, share, strict=True):
-        coarse = cv2.GaussianBlur(cv2.subtract(style, kept), _DETAIL_SIZE, _DETAIL)
+        apart = cv2.subtract(style, kept)
+        coarse = apart if remapped.whole else cv2.GaussianBlur(apart, _DETAIL_SIZE, _DETAIL)
         cv2.accumulateProduct(coarse, cv2.merge([part, part, part]), mean)
     return mean
 

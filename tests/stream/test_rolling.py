@@ -69,6 +69,18 @@ def test_every_small_stream(length, skewed):
                     check_stream(windows, steps, cuts, skewed=skewed)
 
 
+@pytest.mark.parametrize("skewed", [False, True])
+def test_every_end_of_every_stream(skewed):
+    """All windows to 16 frames and all steps to 6, ending a frame before, at, and after a window does."""
+    for length in range(1, 17):
+        for stride in range(1, length + 1):
+            windows = Windows(length=length, stride=stride)
+            ends = {length + more + off for more in (0, stride) for off in (-1, 0, 1)}
+            for steps in range(1, 7):
+                for frames in sorted(end for end in ends if end > 0):
+                    check_stream(windows, steps, [frames], skewed=skewed)
+
+
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[Windows, int, list[int]]:
     length = draw(st.integers(1, 16))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toonstream.stream.conditions import Conditioned
 from toonstream.stream.stylizer import Toon
 from toonstream.stream.temporal.fastblend import Deflicker
-from toonstream.stream.temporal.matching import FlowMatcher
+from toonstream.stream.temporal.matching import FlowMatcher, Remapped
 
 Film = Callable[..., list[Conditioned]]
 SCENES = st.lists(st.integers(1, 7), max_size=4).map(
@@ -54,6 +54,23 @@ def test_every_toon_is_the_mean_of_its_neighbours_in_its_own_scene(
                 [other for other in around if other != index],
                 "mean" if accurate else "own",
             )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_whole_toons_are_averaged_as_they_are_and_warped_ones_without_their_finest_details(
+    film: Film, late: Any, recorder: Any, whole: bool
+) -> None:
+    random = np.random.default_rng(3)
+    images = [random.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(3)]
+
+    class Textured(recorder):  # type: ignore[misc]
+        def remap(self, *words: Any, **more: Any) -> Remapped:
+            return replace(super().remap(*words, **more), whole=whole)
+
+    stage = Deflicker(late(0), Textured(), window=1)
+    toons = [toon for frame in film([0] * 3, images) for toon in stage.push(frame)] + list(stage.finish())
+    apart = np.abs(toons[1].toon.image - np.mean([255.0 - image for image in images], axis=0))
+    assert (apart.max() <= 0.5) == whole
 
 
 class Flickering:
