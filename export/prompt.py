@@ -7,12 +7,14 @@ any other, and one that is never closed reaches to the end.
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 __all__ = ["HEAVIEST", "Part", "parse_prompt"]
 
 HEAVIEST = 10.0  # no word counts more, whatever the brackets say; nor less than its negative
 
 _EMPHASIS = 1.1
+_HUGE = 1e300  # what brackets within one another come to at most on the way; it stays finite
 _TOKEN = re.compile(
     r"""\\(?P<escaped>[\\()\[\]])
     | (?P<bracket>[()\[\]])
@@ -36,43 +38,38 @@ class Part:
 
 
 def parse_prompt(prompt: str) -> tuple[Part, ...]:
-    """Take a prompt apart; neighbours differ in weight, and none is empty."""
-    texts: list[str] = []
-    weights: list[float] = []
-    round_opened: list[int] = []  # where, in `texts`, what is in each open bracket begins
-    square_opened: list[int] = []
-
-    def weigh(begin: int, factor: float) -> None:
-        for index in range(begin, len(weights)):
-            weights[index] = min(max(weights[index] * factor, -HEAVIEST), HEAVIEST)
-
+    """Take a prompt apart, in linear time; neighbours differ in weight, and none is empty."""
+    texts: list[tuple[str, int, int]] = []  # with the round bracket that each is in, and how many square ones
+    factors, around = [1.0], [0]  # of each round bracket, with the one that it is in; the first is no bracket
+    inside = squares = 0
     for match in _TOKEN.finditer(prompt):
         text, bracket = match["escaped"] or match[0], match["bracket"]
         if bracket == "(":
-            round_opened.append(len(texts))
+            factors.append(_EMPHASIS)
+            around.append(inside)
+            inside = len(factors) - 1
         elif bracket == "[":
-            square_opened.append(len(texts))
-        elif bracket == ")" and round_opened:
-            weigh(round_opened.pop(), _EMPHASIS)
-        elif bracket == "]" and square_opened:
-            weigh(square_opened.pop(), 1.0 / _EMPHASIS)
-        elif match["weight"] is not None and round_opened:
-            weigh(round_opened.pop(), float(match["weight"]))
+            squares += 1
+        elif bracket == ")" and inside:
+            inside = around[inside]
+        elif bracket == "]" and squares:
+            squares -= 1
+        elif match["weight"] is not None and inside:
+            factors[inside] = float(match["weight"])
+            inside = around[inside]
         else:
-            texts.append(text)
-            weights.append(1.0)
-    for begin in round_opened:
-        weigh(begin, _EMPHASIS)
-    for begin in square_opened:
-        weigh(begin, 1.0 / _EMPHASIS)
-    return _merged(texts, weights)
+            texts.append((text, inside, squares))
+    products = [1.0]
+    for factor, outer in zip(factors[1:], around[1:], strict=True):
+        products.append(_bounded(products[outer] * factor, _HUGE))
+    weighed = (
+        (text, _bounded(products[inside] * _EMPHASIS**-squares, HEAVIEST)) for text, inside, squares in texts
+    )
+    return tuple(
+        Part(text="".join(text for text, _ in alike), weight=weight)
+        for weight, alike in groupby(weighed, key=lambda each: each[1])
+    )
 
 
-def _merged(texts: list[str], weights: list[float]) -> tuple[Part, ...]:
-    parts: list[Part] = []
-    for text, weight in zip(texts, weights, strict=True):
-        if parts and parts[-1].weight == weight:
-            parts[-1] = Part(text=parts[-1].text + text, weight=weight)
-        else:
-            parts.append(Part(text=text, weight=weight))
-    return tuple(parts)
+def _bounded(weight: float, most: float) -> float:
+    return min(max(weight, -most), most)

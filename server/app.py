@@ -25,6 +25,7 @@ __all__ = ["Server"]
 _log = logging.getLogger(__name__)
 
 _REQUESTS = 0.2  # of the grace of a shutdown is for requests that are being answered, the rest for streams
+_KEPT_ALIVE = 30.0  # seconds that a connection may be idle until we hang up
 _SUMMARY = 10  # seconds between two lines for the log of how a session does
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -80,7 +81,7 @@ class Server:
             middlewares=[gate.middleware], client_max_size=self.settings.limits.sdp_bytes, logger=_log
         )
         app.add_routes(Whip(self.settings, self.registry, gate).routes())
-        app.add_routes(Whep(self.settings, self.registry).routes())
+        app.add_routes(Whep(self.settings, self.registry, gate).routes())
         app.router.add_get("/", self._index)
         app.router.add_get("/static/{name}", self._static)
         app.router.add_get("/catalogue", self._show_catalogue)
@@ -101,6 +102,7 @@ class Server:
             self.application(),
             access_log=None,
             handle_signals=False,
+            keepalive_timeout=_KEPT_ALIVE,
             shutdown_timeout=_REQUESTS * self.settings.grace,
         )
         await runner.setup()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from toonstream.errors import SettingError
 from toonstream.server.app import Server
 from toonstream.server.live import Catalogue, OpenLive
+from toonstream.server.loop import new_event_loop
 from toonstream.server.settings import TOKEN_VARIABLE, ServerSettings
 
 __all__ = ["Background", "Place", "read_place"]
@@ -87,7 +88,7 @@ class Background:
         Raises:
             OutputError: the address is taken, or not ours.
         """
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread.start()
         self._begun.result()
         return self

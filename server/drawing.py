@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toonstream.config import LoraChoice
 from toonstream.export.checkpoints import Model
-from toonstream.server.live import Catalogue, Change, Deliver, Ended, Live
+from toonstream.server.live import Bounds, Catalogue, Change, Deliver, Ended, Live
 from toonstream.stream.live.core import LiveToon
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.session import End, LiveSession
@@ -73,6 +73,7 @@ class Drawing:
     def catalogue(self) -> Catalogue:
         """What the page offers."""
         chosen = self._settings.resolve(self._model.defaults)
+        latency = self._settings.latency or 0.0
         return Catalogue(
             model=self._model.defaults.name,
             prompt=chosen.prompt,
@@ -80,8 +81,9 @@ class Drawing:
             loras=self._shared.loras,
             steps=chosen.steps,
             window=chosen.window,
-            latency=self._settings.latency or 0.0,
+            latency=latency,
             deflicker=chosen.deflicker != "off",
+            bounds=Bounds.around(latency=latency, steps=chosen.steps, window=chosen.window),
         )
 
     def __call__(self, change: Change, deliver: Deliver, ended: Ended) -> Live:
@@ -90,7 +92,9 @@ class Drawing:
         Raises:
             InputError: the settings make no sense.
         """
-        return _Drawn(self._shared, _changed(self._settings, change), deliver, ended, names=self._names)
+        bounds = self.catalogue.bounds
+        settings = _changed(self._settings, change, bounds)
+        return _Drawn(self._shared, settings, deliver, ended, names=self._names, bounds=bounds)
 
 
 class _Drawn:
@@ -102,9 +106,11 @@ class _Drawn:
         ended: Ended,
         *,
         names: Mapping[str, str],
+        bounds: Bounds,
     ) -> None:
         self._settings = settings
         self._names = names
+        self._bounds = bounds
 
         def pass_on(toon: LiveToon) -> None:
             deliver(toon.toon, toon.captured_at)
@@ -120,7 +126,7 @@ class _Drawn:
 
     def change(self, change: Change) -> None:
         """Take other settings."""
-        settings = _changed(self._settings, change)
+        settings = _changed(self._settings, change, self._bounds)
         self._session.change(settings)
         self._settings = settings
 
@@ -150,8 +156,13 @@ class _Drawn:
         return text
 
 
-def _changed(settings: LiveSettings, change: Change) -> LiveSettings:
-    """The settings with what is asked for; a window given alone brings its stride along."""
+def _changed(settings: LiveSettings, change: Change, bounds: Bounds) -> LiveSettings:
+    """The settings with what is asked for; a window given alone brings its stride along.
+
+    Raises:
+        SettingError: it makes no sense, or is out of bounds.
+    """
+    bounds.require(change)
     asked = {name: value for name, value in asdict(change).items() if value is not None}
     if "loras" in asked:
         asked["loras"] = tuple(

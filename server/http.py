@@ -14,7 +14,16 @@ from toonstream.server.registry import Full
 from toonstream.server.sdp import Offer, read_offer
 from toonstream.server.settings import IceServer, ServerSettings
 
-__all__ = ["Gate", "created", "ice_links", "preflight", "problem", "read_body", "read_valid_offer"]
+__all__ = [
+    "Gate",
+    "created",
+    "ice_links",
+    "preflight",
+    "problem",
+    "read_body",
+    "read_valid_offer",
+    "unauthorised",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +42,11 @@ def problem(status: int, detail: str, **headers: str) -> web.Response:
     return web.Response(
         status=status, text=json.dumps(body), content_type="application/problem+json", headers=headers
     )
+
+
+def unauthorised() -> web.Response:
+    """401: the token is missing, or another one."""
+    return problem(401, "a token is required", **{"WWW-Authenticate": "Bearer"})
 
 
 def ice_links(servers: Iterable[IceServer]) -> list[tuple[str, str]]:
@@ -153,7 +167,7 @@ class Gate:
         if wait > 0.0:
             return problem(429, "too many requests: slow down", **{"Retry-After": str(int(wait) + 1)})
         if refused:
-            return problem(401, "a token is required", **{"WWW-Authenticate": "Bearer"})
+            return unauthorised()
         return None
 
     def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:

@@ -8,10 +8,12 @@ from toonstream.config import MAX_LORA_WEIGHT
 from toonstream.errors import SettingError
 from toonstream.stream.frame import Frame
 
-__all__ = ["Catalogue", "Change", "Deliver", "Ended", "Figures", "Live", "OpenLive", "parse_change"]
+__all__ = ["Bounds", "Catalogue", "Change", "Deliver", "Ended", "Figures", "Live", "OpenLive", "parse_change"]
 
 MAX_PROMPT = 2_000  # characters
 MAX_LORAS = 8  # in a toon at a time
+MAX_STEPS, MAX_WINDOW = 8, 16  # that may be asked for, where the operator has not chosen more
+SOONER = 4.0  # by this factor less latency may be asked for than is promised
 
 Deliver = Callable[[Frame, float], None]
 """Is given a toon frame and when its source was captured; from any thread, in order."""
@@ -46,6 +48,39 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a client may ask for.
+
+    Attributes:
+        latency: seconds, at least.
+        steps, window: at most.
+    """
+
+    latency: float = 0.0
+    steps: int = MAX_STEPS
+    window: int = MAX_WINDOW
+
+    @classmethod
+    def around(cls, *, latency: float, steps: int, window: int) -> "Bounds":
+        """Those of a server that does so when not told."""
+        return cls(latency=latency / SOONER, steps=max(MAX_STEPS, steps), window=max(MAX_WINDOW, window))
+
+    def require(self, change: Change) -> None:
+        """See that a client stays within them.
+
+        Raises:
+            SettingError: it does not.
+        """
+        if change.latency is not None and not change.latency >= self.latency:  # a NaN is not
+            raise SettingError(
+                f"latency {change.latency:g} s: this server takes {1000 * self.latency:g} ms or more"
+            )
+        for name, most in (("steps", self.steps), ("window", self.window)):
+            if (getattr(change, name) or 0) > most:
+                raise SettingError(f"{name} {getattr(change, name)}: this server takes {most} at most")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Catalogue:
     """What the page offers to choose from.
 
@@ -57,6 +92,7 @@ class Catalogue:
         latency: promised, in seconds.
         deflicker: whether it steadies toons when not told.
         loras: that can be put into it, by name.
+        bounds: of what may be asked for.
     """
 
     model: str
@@ -67,6 +103,7 @@ class Catalogue:
     latency: float
     deflicker: bool = False
     loras: tuple[str, ...] = ()
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +135,7 @@ class Live(Protocol):
         ...
 
     def change(self, change: Change) -> None:
-        """Take other settings from the next window on.
+        """Take other settings from the next window on; called on a thread, one change at a time.
 
         Raises:
             SettingError: they make no sense; nothing has changed.

@@ -3,12 +3,13 @@
 import asyncio
 import io
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 from typing import Self
 
 import av
@@ -28,16 +29,11 @@ from toonstream.stream.sources.timeline import TICK, Timeline
 __all__ = ["WhepOutput", "WhipSource"]
 
 _TICK = 0.1  # seconds between two looks at whether to stop
-_WAITING = 256  # pictures and packets of sound on their way out of the server; the oldest gives way
+_PICTURES, _SOUNDS = 8, 256  # on their way out of the server, at most; the oldest give way
 _RATE = Fraction(30)  # frames a second; WebRTC does not say
 _LATENCY = 0.05  # seconds that the server may take on top of the pipe's
 _BEHIND = 1.0  # seconds that the pipe may lag, see `_when`, without its pictures giving way
 _GOODBYE = 5.0  # seconds that the last pictures may take to be sent
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Begin:
-    sound: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +48,51 @@ class _Heard:
     at: float
 
 
-class _End:
-    """The publisher is gone."""
+class _Publication:
+    """What one publisher brings: a ring of pictures and sound; that it began and ended gives way to nothing.
 
+    Args:
+        heard: whether there is sound.
+    """
 
-_Event = _Begin | _Captured | _Heard | _End
+    def __init__(self, *, heard: bool) -> None:
+        self.heard = heard
+        self._changed = threading.Condition()
+        self._items: deque[_Captured | _Heard] = deque()
+        self._pictures = 0  # of them
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing comes any more, and nothing waits."""
+        with self._changed:
+            return self._ended and not self._items
+
+    def put(self, item: _Captured | _Heard) -> None:
+        """Add something; never waits."""
+        with self._changed:
+            self._items.append(item)
+            self._pictures += isinstance(item, _Captured)
+            while self._pictures > _PICTURES or len(self._items) - self._pictures > _SOUNDS:
+                self._take()
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def get(self, seconds: float) -> _Captured | _Heard | None:
+        """The oldest item, waited for so long; None where there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended, seconds)
+            return self._take() if self._items else None
+
+    def _take(self) -> _Captured | _Heard:
+        item = self._items.popleft()
+        self._pictures -= isinstance(item, _Captured)
+        return item
 
 
 class _Listening:
@@ -96,7 +132,7 @@ class WhipSource(_Listening):
         place = read_place(address, latency=_LATENCY, max_sessions=1, max_watchers=0, **settings)
         super().__init__(Background(place.settings, self._open))
         self._clock = clock
-        self._events: Queue[_Event] = Queue(_WAITING)
+        self._publications: Queue[_Publication] = Queue(1)  # the latest, until it is read
         self._stop = threading.Event()
         self._format: SoundFormat | None = None
         self._counts = dict.fromkeys(SourceStatistics.__dataclass_fields__, 0)
@@ -124,17 +160,16 @@ class WhipSource(_Listening):
             SourceGone: it left.
         """
         timeline.restart()
-        sound: SoundFormat | None = None
+        publication = self._next_publication()
+        if publication is None:
+            return
+        sound = self._opus() if publication.heard else None
         size: tuple[int, ...] | None = None
         while not self._stop.is_set():
-            try:
-                event = self._events.get(timeout=_TICK)
-            except Empty:
-                continue
-            if isinstance(event, _End):
-                raise SourceGone(f"whoever published to {self.shown} left")
-            if isinstance(event, _Begin):
-                sound = self._opus() if event.sound else None
+            event = publication.get(_TICK)
+            if event is None:
+                if publication.over:
+                    raise SourceGone(f"whoever published to {self.shown} left")
             elif isinstance(event, _Heard):
                 if sound is not None and size is not None:
                     yield self._sound(event, sound, timeline)
@@ -148,6 +183,13 @@ class WhipSource(_Listening):
                 picture = self._picture(event, timeline)
                 if picture is not None:
                     yield picture
+
+    def _next_publication(self) -> _Publication | None:
+        """Wait for somebody who publishes; None if a stop came first."""
+        while not self._stop.is_set():
+            with suppress(Empty):
+                return self._publications.get(timeout=_TICK)
+        return None
 
     def _picture(self, event: _Captured, timeline: Timeline) -> Picture | None:
         stamp = event.frame.pts * event.frame.time_base
@@ -185,29 +227,22 @@ class WhipSource(_Listening):
     def _open(self, change: Change, deliver: Deliver, ended: Ended) -> Live:
         return _Tap(self)
 
-    def put(self, event: _Event) -> None:
-        """Pass something on; the oldest gives way where nobody takes it."""
-        with suppress(Full):
-            self._events.put_nowait(event)
-            return
-        with suppress(Empty):
-            self._events.get_nowait()
-        with suppress(Full):
-            self._events.put_nowait(event)
-
-    def begin(self, begun: "Future[None]") -> None:
+    def begin(self, begun: "Future[_Publication]") -> None:
         """On the loop: the first picture is there; find out whether there is sound."""
         sessions = self._background.server.registry.sessions
         session = sessions[-1] if sessions else None
         heard = session is not None and "audio" in session.peer.received
-        self.put(_Begin(sound=heard))
-        begun.set_result(None)
+        publication = _Publication(heard=heard)
+        with suppress(Empty):
+            self._publications.get_nowait()  # it is over: there is one at a time
+        self._publications.put_nowait(publication)
+        begun.set_result(publication)
         if session is not None and heard:
             subscription = session.lane("opus").subscribe()
 
             async def forward() -> None:
                 while (encoded := await subscription.next()) is not None:
-                    self.put(_Heard(data=bytes(encoded.packet), at=encoded.captured_at))
+                    publication.put(_Heard(data=bytes(encoded.packet), at=encoded.captured_at))
 
             self._forwarding = asyncio.create_task(forward(), name="sound of a pipe")
 
@@ -221,7 +256,7 @@ class _Tap:
 
     def __init__(self, source: WhipSource) -> None:
         self._source = source
-        self._begun: Future[None] | None = None
+        self._begun: Future[_Publication] | None = None
 
     def offer(self, frame: Frame, captured_at: float) -> None:
         """Pass a picture on."""
@@ -229,7 +264,7 @@ class _Tap:
             self._begun = Future()
             self._source.call(self._source.begin, self._begun)
         if self._begun.done():
-            self._source.put(_Captured(frame=frame, at=captured_at))
+            self._begun.result().put(_Captured(frame=frame, at=captured_at))
 
     def change(self, change: Change) -> None:
         """Whoever runs the pipe decides."""
@@ -243,7 +278,7 @@ class _Tap:
     def close(self) -> None:
         """The publisher is gone."""
         if self._begun is not None:
-            self._source.put(_End())
+            self._begun.add_done_callback(lambda begun: begun.result().end())
 
     def statistics(self) -> dict[str, object]:
         """Nothing happens here."""

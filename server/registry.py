@@ -145,7 +145,7 @@ class Registry:
             watch_key = self._ended[resume].watch_key
         if len(self._sessions) + self._coming + self._closing >= self._settings.max_sessions:
             self._refuse("whip", f"all {self._settings.max_sessions} sessions are taken: try again later")
-        if not all(session.figures().kept for session in self.sessions):
+        if not all(session.leaves_room for session in self.sessions):
             self._refuse("whip", "the machine cannot draw fast enough for who is here: try again later")
         self._check_name(watch_key)
         held = self._take_held(watch_key or "")
@@ -260,12 +260,13 @@ class Registry:
 
         Args:
             session: which.
-            reason: for people.
+            reason: for people; of several lines, one is made.
             flush: seconds that showing what is in flight may take.
             leave: whether those who watch are kept, for its publisher to come back; None: if it was cut off.
         """
         if self._sessions.pop(session.key, None) is None:
             return
+        reason = " ".join(reason.split())
         self._by_watch_key.pop(session.watch_key, None)
         cut_off = session.cut_off or session.peer.cut_off
         self._ended[session.key] = Ended(
@@ -363,7 +364,7 @@ class Registry:
 
     def _core_drops(self) -> Mapping[tuple[str, str], int]:
         total = dict(self._past_drops)
-        for session in self._sessions.values():
+        for session in self.sessions:  # a copy: this is asked for on a thread
             for place, count in session.core_drops().items():
                 total[place] = total.get(place, 0) + count
         return total

@@ -10,8 +10,8 @@ from toonstream.errors import InputError
 
 __all__ = ["Fragment", "Offer", "candidate_count", "parse_fragment", "read_offer", "sending_codecs"]
 
-_KINDS = ("audio", "video", "application")
-_MDNS = re.compile(r"^a=candidate:[^\r\n]* \S+\.local [^\r\n]*\r?\n", re.MULTILINE)
+_KINDS = ("audio", "video")
+_CANDIDATE = "a=candidate:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,13 @@ def read_offer(text: str, *, candidates: int) -> Offer:
         raise InputError("the body is not SDP: it should begin with v=0")
     if "\x00" in text:
         raise InputError("the SDP has a zero byte in it")
-    kinds = tuple(re.findall(r"^m=(\w+) ", text, re.MULTILINE))
+    lines = [line for line in text.splitlines() if not _names_local_host(line)]  # as aiortc splits them
+    named = candidate_count(text)
+    text = "\r\n".join([*lines, ""])
+    kinds = tuple(re.findall(r"^m=(\S*)", text, re.MULTILINE))
     unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown:
-        raise InputError(
-            f"the offer has a section {unknown[0]!r}: only audio, video and application are known"
-        )
+        raise InputError(f"the offer has a section {unknown[0][:40]!r}: send audio and video only")
     doubled = [kind for kind in _KINDS if kinds.count(kind) > 1]
     if doubled:
         raise InputError(f"the offer has several {doubled[0]} sections: send one of each")
@@ -74,11 +75,11 @@ def read_offer(text: str, *, candidates: int) -> Offer:
     user = re.search(r"^a=ice-ufrag:(\S+)", text, re.MULTILINE)
     if user is None:
         raise InputError("the offer has no a=ice-ufrag: it is not one that WebRTC made")
-    if candidate_count(text) > candidates:
+    if named > candidates:
         raise InputError(f"the offer names more than {candidates} candidates")
     directions = _directions(text)
     return Offer(
-        sdp=_MDNS.sub("", text),
+        sdp=text,
         kinds=kinds,
         sends=tuple(kind for kind, direction in directions.items() if direction in ("sendrecv", "sendonly")),
         receives=tuple(
@@ -95,7 +96,7 @@ def _directions(text: str) -> dict[str, str]:
     usual = pattern.search(head)
     found = {}
     for section in sections:
-        header = re.match(r"m=(\w+) (\d+)", section)
+        header = re.match(r"m=(\w+) (\d{1,5})\b", section)
         off = header is None or (
             int(header[2]) == 0 and not re.search(r"^a=bundle-only\s*$", section, re.MULTILINE)
         )
@@ -107,7 +108,15 @@ def _directions(text: str) -> dict[str, str]:
 
 def candidate_count(text: str) -> int:
     """How many candidates a description or a fragment names."""
-    return len(re.findall(r"^a=candidate:", text, re.MULTILINE))
+    return sum(line.startswith(_CANDIDATE) for line in text.splitlines())
+
+
+def _names_local_host(line: str) -> bool:
+    """Whether a line is a candidate by a name that only the client's own link knows (mDNS)."""
+    if not line.startswith(_CANDIDATE):
+        return False
+    words = line.removeprefix(_CANDIDATE).split()
+    return len(words) > 4 and words[4].lower().endswith(".local")
 
 
 def parse_fragment(text: str) -> Fragment:
@@ -127,7 +136,7 @@ def parse_fragment(text: str) -> Fragment:
             mid = value.strip()
         elif line.strip() == "a=end-of-candidates":
             candidates.append(None)
-        elif name == "a=candidate" and ".local " not in value:
+        elif name == "a=candidate" and not _names_local_host(line):
             try:
                 candidate = candidate_from_sdp(value)
             except (AssertionError, ValueError) as error:

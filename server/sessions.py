@@ -98,6 +98,7 @@ class Session:
         self._told_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         self._off_stage = False  # whether what is still delivered is for nobody
+        self._changing = asyncio.Lock()  # changes are taken one at a time, in the order in which they came
         self.peer = stage.make_peer(self.over)
 
     @property
@@ -144,17 +145,29 @@ class Session:
             task.add_done_callback(self._note_failure)
         return answer
 
-    def change(self, change: Change) -> None:
-        """Take other settings from the next window on.
+    async def change(self, change: Change) -> None:
+        """Take other settings from the next window on; on a thread, since a prompt may take its time to read.
 
         Raises:
             SettingError: they make no sense.
         """
-        if self._live is not None:
-            self._live.change(change)
-        self.change_so_far = Change(**{**_asked(self.change_so_far), **_asked(change)})
-        if change.latency:
-            self.stage.promise(change.latency)
+        async with self._changing:
+            if self._live is not None:
+                await self._loop.run_in_executor(None, self._live.change, change)
+            self.change_so_far = Change(**{**_asked(self.change_so_far), **_asked(change)})
+            if change.latency:
+                self.stage.promise(change.latency)
+
+    @property
+    def leaves_room(self) -> bool:
+        """Whether the machine is thought to be fast enough for it, as of the last `refresh`.
+
+        Who asks for less latency than the server promises, and does not get it, keeps nobody out for that.
+        """
+        figures, asked = self.figures(), self.change_so_far.latency
+        if figures.kept or asked is None or asked >= self._settings.latency:
+            return figures.kept
+        return figures.latency.get("p95", 0.0) <= self._settings.latency
 
     async def refresh(self) -> None:
         """Read how everything does; on a thread, since there is a lot to sort."""

@@ -20,11 +20,17 @@ from toonstream.stream.delay import Delay, longest_delay
 from toonstream.stream.frame import Frame
 from toonstream.stream.live.statistics import Meter
 
-__all__ = ["Stage", "Watcher"]
+__all__ = ["Stage", "Watcher", "is_name"]
 
 HELD_PERIOD = 0.5  # seconds between two showings of the last picture, while nobody publishes
 
 _CODECS = ("vp8", "h264")
+_SECRET = "~"  # begins every key that cannot be guessed; no name that may be chosen has it
+
+
+def is_name(watch_key: str) -> bool:
+    """Whether somebody chose it: then others may guess it."""
+    return not watch_key.startswith(_SECRET)
 
 
 class Watcher:
@@ -75,7 +81,7 @@ class Stage:
         failed: Callable[[str], None],
         watch_key: str | None = None,
     ) -> None:
-        self.watch_key = watch_key or secrets.token_urlsafe(16)
+        self.watch_key = watch_key or _SECRET + secrets.token_urlsafe(16)
         self.watchers: dict[str, Watcher] = {}
         self.meter = Meter()
         self.failed = failed

@@ -1,11 +1,14 @@
-"""WHEP (draft-ietf-wish-whep): watch a session's toon. The link is the permission: nobody guesses its key."""
+"""WHEP (draft-ietf-wish-whep): watch a session's toon.
+
+A link whose key nobody guesses is the permission; under a name that somebody chose, the token is.
+"""
 
 from aiohttp import web
 
-from toonstream.server.http import created, ice_links, preflight, read_valid_offer
+from toonstream.server.http import Gate, created, ice_links, preflight, read_valid_offer, unauthorised
 from toonstream.server.registry import Registry
 from toonstream.server.settings import ServerSettings
-from toonstream.server.stage import Watcher
+from toonstream.server.stage import Watcher, is_name
 from toonstream.server.whip import trickled
 
 __all__ = ["Whep"]
@@ -17,11 +20,13 @@ class Whep:
     Args:
         settings: of the server.
         registry: the sessions.
+        gate: knows who is authorised.
     """
 
-    def __init__(self, settings: ServerSettings, registry: Registry) -> None:
+    def __init__(self, settings: ServerSettings, registry: Registry, gate: Gate) -> None:
         self._settings = settings
         self._registry = registry
+        self._gate = gate
 
     def routes(self) -> list[web.RouteDef]:
         """Where the handlers are."""
@@ -35,6 +40,8 @@ class Whep:
 
     async def watch(self, request: web.Request) -> web.Response:
         """Take a watcher."""
+        if not self._may_watch(request):
+            return unauthorised()
         stage = self._registry.watched(request.match_info["key"])
         if stage is None:
             raise web.HTTPNotFound(reason="nobody publishes here now")
@@ -45,7 +52,8 @@ class Whep:
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what can be done here, and to those with a good link which ICE servers there are."""
-        known = self._registry.watched(request.match_info["key"]) is not None
+        watched = self._registry.watched(request.match_info["key"])
+        known = watched is not None and self._may_watch(request)
         return preflight("POST, OPTIONS", ice_links(self._settings.ice_servers) if known else [])
 
     async def trickle(self, request: web.Request) -> web.Response:
@@ -60,6 +68,9 @@ class Whep:
     async def watcher_options(self, request: web.Request) -> web.Response:
         """Say what can be done with a watcher."""
         return preflight("PATCH, DELETE, OPTIONS")
+
+    def _may_watch(self, request: web.Request) -> bool:
+        return not is_name(request.match_info["key"]) or self._gate.authorised(request)
 
     def _watcher(self, request: web.Request) -> Watcher:
         watcher = self._registry.watcher(request.match_info["key"])

@@ -106,7 +106,7 @@ class Whip:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise SettingError("the body is not JSON") from error
-        session.change(parse_change(values))
+        await session.change(parse_change(values))
         return web.json_response(session.statistics()["settings"])
 
     def _session(self, request: web.Request) -> Session:

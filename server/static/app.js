@@ -61,13 +61,13 @@ function askForToken() {
   });
 }
 
-/** Runs `action`, and asks for the token as often as the server wants another one. */
-async function authorised(action) {
+/** Runs `action`, and asks for the token as often as the server wants another one, unless it is `stale`. */
+async function authorised(action, stale = () => false) {
   for (;;) {
     try {
       return await action();
     } catch (error) {
-      if (!(error instanceof Refused) || error.status !== 401) throw error;
+      if (!(error instanceof Refused) || error.status !== 401 || stale()) throw error;
       token = await askForToken();
       if (!token) throw error;
       sessionStorage.setItem("token", token);
@@ -95,9 +95,15 @@ async function fillCatalogue() {
   }));
   $("lora").replaceChildren(new Option("none", ""), ...catalogue.loras.map((name) => new Option(name, name)));
   $("lora-choice").hidden = catalogue.loras.length === 0;
+  const { bounds } = catalogue;
+  $("steps").max = bounds.steps;
+  $("window").max = bounds.window;
+  const latency = $("latency");
+  latency.min = latency.step * Math.max(1, Math.ceil((bounds.latency * 1000) / latency.step));
+  latency.max = Math.max(latency.max, catalogue.latency * 1000);
   $("steps").value = catalogue.steps;
   $("window").value = catalogue.window;
-  $("latency").value = Math.round(catalogue.latency * 1000);
+  latency.value = Math.round(catalogue.latency * 1000);
   $("deflicker").checked = catalogue.deflicker;
   showValues();
 }
@@ -168,11 +174,20 @@ async function openCamera() {
   });
 }
 
+let turn = 0; // counts what was begun and stopped: what has waited and finds another one came too late
+
 async function start() {
+  const mine = ++turn;
+  const stale = () => turn !== mine;
   state(tries ? "waiting" : "starting", "Connecting…");
   try {
     if (!watchKey && !camera) {
-      camera = await openCamera();
+      const opened = await openCamera();
+      if (stale()) {
+        release(opened);
+        return;
+      }
+      camera = opened;
       camera.getVideoTracks()[0].addEventListener("ended", () => lost("The camera is gone: choose another one."));
       $("source").srcObject = camera;
       fillDevices();
@@ -185,6 +200,7 @@ async function start() {
       token,
       prepare(peer) {
         peer.addEventListener("track", ({ track, receiver }) => {
+          if (stale()) return;
           stream.addTrack(track);
           if ($("toon").srcObject !== stream) $("toon").srcObject = stream; // until now, the last picture of before
           if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
@@ -206,8 +222,8 @@ async function start() {
           }
         }
       },
-    }));
-    if (body.dataset.state === "idle") { // stopped meanwhile
+    }), stale);
+    if (stale()) {
       opened.close();
       return;
     }
@@ -228,6 +244,7 @@ async function start() {
     statisticsTimer = setInterval(() => measure(), 1000);
     state(tries ? "waiting" : "starting", "Waiting for the first picture…");
   } catch (error) {
+    if (stale()) return;
     if (tries && error instanceof Refused && (error.passing || error.status === 404)) { // or nobody publishes yet
       again(error.message);
       return;
@@ -248,11 +265,16 @@ function disconnect() {
   $("stages").textContent = "";
 }
 
+function release(stream) {
+  stream?.getTracks().forEach((track) => track.stop());
+}
+
 function stop() {
+  turn += 1;
   pauses.reset();
   tries = false;
   disconnect();
-  camera?.getTracks().forEach((track) => track.stop());
+  release(camera);
   camera = null;
   $("source").srcObject = $("toon").srcObject = null;
   $("share").hidden = true;

@@ -4,6 +4,7 @@ FFmpeg can listen, too, but takes any key, and a caller who says nothing keeps e
 """
 
 import hmac
+import math
 import os
 import selectors
 import socket
@@ -26,7 +27,8 @@ __all__ = ["Publication", "RtmpListener"]
 
 _PORT = 1935
 _TICK = 0.1  # seconds between two looks at whether to stop
-_GREETING = 5.0  # seconds that a caller may take to say what it wants
+_GREETING = 5.0  # seconds that a caller may take to say what it wants, and to take in an answer
+_SHORTEST = 0.001  # seconds: a timeout of 0 means another thing to a socket
 _CHUNK = 4096  # bytes of payload in one of ours
 _WINDOW = 2_500_000  # bytes after which the other side wants to hear that they came
 _HEADER = b"FLV\1\5\0\0\0\x09\0\0\0\0"  # of a file with sound and pictures
@@ -128,6 +130,7 @@ class Publication:
         self._key = key
         self._timeout = timeout
         self._stop = stop
+        self._deadline = math.inf  # on the monotonic clock: of the greeting, however it is spread
         self._reader = ChunkReader()
         self._messages: deque[Message] = deque()
         self._data = bytearray(_HEADER)
@@ -140,20 +143,18 @@ class Publication:
 
         Raises:
             _Refused: it wants something else, or has another key.
-            OSError: it hung up, or says nothing.
+            OSError: it hung up, or takes too long.
             ValueError: it does not speak RTMP.
         """
-        self._timeout, usual = _GREETING, self._timeout
+        self._deadline = time.monotonic() + _GREETING
         hello = self._exactly(1 + HANDSHAKE)
         if hello[0] != 3:
             raise ValueError("another version")
-        self._socket.sendall(b"\3" + struct.pack(">II", 0, 0) + os.urandom(HANDSHAKE - 8) + hello[1:])
+        self._write(b"\3" + struct.pack(">II", 0, 0) + os.urandom(HANDSHAKE - 8) + hello[1:])
         self._exactly(HANDSHAKE)
-        end = time.monotonic() + _GREETING
         while not self._answered(self._message()):
-            if time.monotonic() > end:
-                raise TimeoutError("it talks and does not publish")
-        self._timeout = usual
+            pass
+        self._deadline = math.inf
 
     def read(self, size: int) -> bytes:
         """Give up to so many bytes, waiting for the first; none at the end.
@@ -256,16 +257,18 @@ class Publication:
 
         Raises:
             ConnectionError: the other side hung up, or a stop came.
-            TimeoutError: it says nothing.
+            TimeoutError: it says nothing, or not all that is to be said in time.
         """
-        end = time.monotonic() + self._timeout
+        end = min(time.monotonic() + self._timeout, self._deadline)
         with closing(selectors.DefaultSelector()) as selector:
             selector.register(self._socket, selectors.EVENT_READ)
-            while not selector.select(_TICK):
+            while time.monotonic() <= end:
+                if selector.select(_TICK):
+                    break
                 if self._stop.is_set():
                     raise ConnectionAbortedError("stopped")
-                if time.monotonic() > end:
-                    raise TimeoutError("it says nothing")
+            else:
+                raise TimeoutError("it says nothing")
         data = self._socket.recv(most)
         if not data:
             raise ConnectionResetError("closed")
@@ -275,5 +278,9 @@ class Publication:
         self._send(Message(kind=Kind.COMMAND, stream=stream, payload=amf.encode(*words)), chunk_stream=3)
 
     def _send(self, message: Message, *, chunk_stream: int = 2) -> None:
-        self._socket.settimeout(_GREETING)
-        self._socket.sendall(chunks(message, chunk_stream=chunk_stream, size=self._chunk))
+        self._write(chunks(message, chunk_stream=chunk_stream, size=self._chunk))
+
+    def _write(self, data: bytes) -> None:
+        left = min(_GREETING, self._deadline - time.monotonic())
+        self._socket.settimeout(max(left, _SHORTEST))
+        self._socket.sendall(data)

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from chrome import AZURE, BLUE, CHROMIUM, ORANGE, chromium, look, mostly, seen, write_camera
 from playwright.async_api import Browser, ConsoleMessage, Page
-from stand_in import CATALOGUE, Running, running
+from stand_in import CATALOGUE, Camera, Running, connect, running
 
 from toonstream.config import Size
 from toonstream.export.checkpoints import open_model, shipped_model
@@ -127,6 +127,50 @@ async def test_the_page_from_start_to_stop_and_again(browser: Browser, service: 
         assert len(service.cores) == 2
 
 
+async def holds(page: Page, expression: str) -> None:
+    """Wait until something is true of a page; its policy forbids the browser's own way to."""
+    async with asyncio.timeout(30):
+        while not await page.evaluate(expression):
+            await asyncio.sleep(0.05)
+
+
+# The browser asks for the camera, and whoever sits there takes some time to answer.
+HESITANT = """() => {
+  const media = navigator.mediaDevices, open = media.getUserMedia.bind(media);
+  window.asked = [];
+  window.opened = [];
+  media.getUserMedia = async (wanted) => {
+    await new Promise((allow) => window.asked.push(allow));
+    const stream = await open(wanted);
+    window.opened.push(stream);
+    return stream;
+  };
+}"""
+
+
+async def test_stop_while_the_browser_asks_for_the_camera(browser: Browser, service: Running) -> None:
+    async with tab(browser, service.url) as page:
+        await page.evaluate(HESITANT)
+        await page.wait_for_selector("#styles input", state="attached")
+        await page.click("#begin")
+        await holds(page, "asked.length === 1")
+        await page.click("#toggle")
+        await page.wait_for_selector('body[data-state="idle"]')
+        await page.evaluate("asked[0]()")
+        await holds(page, "opened[0]?.getTracks()[0].readyState === 'ended'")
+        await page.click("#begin")
+        await holds(page, "asked.length === 2")
+        await page.click("#toggle")
+        await page.click("#begin")
+        await holds(page, "asked.length === 3")
+        await page.evaluate("asked[2](), asked[1]()")
+        await page.wait_for_selector('body[data-state="live"]', timeout=30_000)
+        await holds(page, "opened.length === 3")
+        states = "opened.map((stream) => stream.getTracks()[0].readyState).sort()"
+        assert await page.evaluate(states) == ["ended", "ended", "live"]
+        assert len(service.cores) == 1
+
+
 async def test_two_tabs_never_mix_and_a_third_watches(browser: Browser, service: Running) -> None:
     async with tab(browser, service.url) as one, tab(browser, service.url) as two:
         await asyncio.gather(start(one), start(two))
@@ -171,6 +215,21 @@ async def test_a_token_is_asked_for_and_kept(browser: Browser) -> None:
         await start(page)
         await seen(page, mostly(AZURE))
         await context.close()
+
+
+async def test_a_token_is_asked_for_where_the_name_can_be_guessed(browser: Browser) -> None:
+    settings = ServerSettings(port=0, latency=0.1, token=TOKEN)
+    async with running(settings) as service:
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        publisher = await connect(service.http, "/whip?watch=stage", Camera(ORANGE), headers=bearer)
+        async with tab(browser, f"{service.url}/#watch=stage") as page:
+            await page.click("#begin")
+            await page.wait_for_selector("#ask[open]")
+            await page.fill("#token", TOKEN)
+            await page.press("#token", "Enter")
+            await page.wait_for_selector('body[data-state="live"]', timeout=30_000)
+            await seen(page, mostly(AZURE))
+        await publisher.close()
 
 
 async def test_on_a_phone_and_with_a_keyboard(browser: Browser, service: Running) -> None:

@@ -125,7 +125,8 @@ async def test_clients_of_another_hand_publish_and_watch(browser: Browser, packa
                 [f"{service.url}/whip?watch=stage", TOKEN],
             )
             await two.evaluate(
-                "async (url) => { window.client = await watch(url) }", f"{service.url}/whep/stage"
+                "async ([url, token]) => { window.client = await watch(url, token) }",
+                [f"{service.url}/whep/stage", TOKEN],
             )
             await two.wait_for_function("document.getElementById('toon').videoWidth > 0")
             await seen(two, mostly(AZURE))
@@ -211,7 +212,8 @@ async def test_ffmpeg_publishes_and_says_goodbye(tmp_path: Path) -> None:
         muxing(f"{service.url}/whip?watch=stage", tmp_path, 4.0) as ffmpeg,
     ):
         await until(lambda: service.server.registry.watched("stage") is not None)
-        watcher = await connect(service.http, "/whep/stage")
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        watcher = await connect(service.http, "/whep/stage", headers=bearer)
         await watcher.picture(is_like((15, 225, 225)))
         heard = [await watcher.tracks["audio"].recv() for _ in range(20)]
         assert max(np.abs(frame.to_ndarray()).max() for frame in heard) > 2_000

@@ -14,6 +14,7 @@ from certificates import write_certificate
 from stand_in import running
 
 from toonstream.cli import main
+from toonstream.commands import serve
 from toonstream.server.settings import ServerSettings
 
 TOKEN = "a token of some length"
@@ -61,6 +62,15 @@ def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str], unused_tcp_por
         taken.listen()
         assert main(["serve", "--port", str(unused_tcp_port)]) == 2
     assert f"cannot listen on 127.0.0.1 port {unused_tcp_port}" in capsys.readouterr().err
+
+
+def test_an_import_that_fails_is_told_and_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine_name(engine: str) -> str:
+        raise ImportError("no such library")
+
+    monkeypatch.setattr("toonstream.engines.select.engine_name", engine_name)
+    with pytest.raises(ImportError, match="no such library"):
+        serve.run(["--port", "0", "--quiet"])
 
 
 def test_it_serves_until_it_is_told_to_end(tmp_path: Path) -> None:

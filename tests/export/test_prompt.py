@@ -1,4 +1,7 @@
+import sys
 from itertools import groupby, pairwise
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -29,6 +32,10 @@ from toonstream.export.prompt import HEAVIEST, Part, parse_prompt
         ("a (b [c", [("a ", 1.0), ("b ", 1.1), ("c", 1.0)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
         ("(a:9999)", [("a", HEAVIEST)]),
+        ("((a:9999):0.01)", [("a", HEAVIEST)]),
+        ("(a:9999)" * 2, [("aa", HEAVIEST)]),
+        ("((a:0.001):2000)", [("a", 2.0)]),
+        ("(a [b) c] d", [("a ", 1.1), ("b", 1.0), (" c", 1 / 1.1), (" d", 1.0)]),
         ("()[](:2)", []),
     ],
 )
@@ -69,6 +76,27 @@ def test_every_text_is_a_prompt(prompt: str) -> None:
         else:
             assert character in "()[]:\\.+-0123456789" or character.isspace()
     assert not left
+
+
+@pytest.mark.parametrize("piece", ["(a", "[a", "((a:2)", "(a)[b]", "\\(", "a:"])
+def test_a_long_prompt_takes_no_more_for_each_word_than_a_short_one(piece: str) -> None:
+    def lines_run(repeats: int) -> int:
+        count = 0
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal count
+            count += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            parse_prompt(piece * repeats)
+        finally:
+            sys.settrace(before)
+        return count
+
+    assert lines_run(800) < 5 * lines_run(200)
 
 
 @given(st.integers(1, 3000))

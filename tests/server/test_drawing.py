@@ -1,14 +1,15 @@
 """What clients ask for, as it reaches the live core; no frame is drawn."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
-from toonstream.errors import InputError
+from toonstream.errors import InputError, SettingError
 from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.server.drawing import Drawing
-from toonstream.server.live import Change
+from toonstream.server.live import Bounds, Change
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.settings import LiveSettings
 
@@ -32,6 +33,25 @@ def test_loras_are_offered_and_asked_for_by_name() -> None:
         shared.close()
     with pytest.raises(InputError, match="there is no LoRA"):
         drawing(Change(loras={"nope": 1.0}), lambda toon, at: None, lambda reason: None)
+
+
+def test_what_may_be_asked_for_is_bounded_by_what_the_operator_chose() -> None:
+    model = open_model(shipped_model())
+    shared = SharedNetworks.load(model, OnnxRuntimeEngine())
+    drawing = Drawing(shared, model, LiveSettings(latency=0.4, steps=12))
+    assert drawing.catalogue.bounds == Bounds(latency=0.1, steps=12, window=16)
+    live = drawing(Change(latency=0.1, steps=12, window=16), lambda toon, at: None, lambda reason: None)
+    beyond = (Change(latency=0.02), Change(latency=math.nan), Change(steps=13), Change(window=17))
+    try:
+        for change in beyond:
+            with pytest.raises(SettingError, match=r"this server takes (100 ms or more|\d+ at most)"):
+                live.change(change)
+    finally:
+        live.close()
+        shared.close()
+    for change in beyond:
+        with pytest.raises(SettingError, match="this server takes"):
+            drawing(change, lambda toon, at: None, lambda reason: None)
 
 
 def test_deflickering_is_a_switch() -> None:

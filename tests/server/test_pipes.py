@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import av
@@ -20,7 +21,9 @@ from certificates import write_certificate
 from stand_in import Camera, Client, Microphone, connect, is_like, until
 
 from toonstream.errors import OutputError, SettingError
+from toonstream.server.background import Background
 from toonstream.server.pipes import WhepOutput, WhipSource
+from toonstream.server.settings import ServerSettings
 from toonstream.stream.clock import monotonic
 from toonstream.stream.live.core import LiveToon
 from toonstream.stream.live.session import End
@@ -130,6 +133,33 @@ async def test_what_is_published_comes_in_with_its_times_and_its_sound_and_again
         assert ends[0].endswith(f"127.0.0.1:{port}/whip left")
 
 
+async def test_sound_and_the_end_outlast_the_time_that_networks_take_to_load(port: int) -> None:
+    with WhipSource(f"whip://127.0.0.1:{port}") as source:
+        camera, formats = Camera(RED), []
+        http, client = await published(f"http://127.0.0.1:{port}", camera)
+        await until(lambda: camera.index > 120)  # with the sound, more than anybody keeps
+        began = monotonic()
+        pictures: list[Picture] = []
+        sounds: list[Any] = []
+
+        def read() -> None:
+            for event in source.read(Timeline(), formats.append):
+                if isinstance(event, Picture):
+                    pictures.append(event)
+                else:
+                    sounds.append(event)
+
+        reading = asyncio.create_task(asyncio.to_thread(read))
+        await until(lambda: reading.done() or min(len(pictures), len(sounds)) > 20)
+        assert formats[0].sound is not None
+        assert 1 <= sum(picture.captured_at < began for picture in pictures) <= 12  # they are large
+        await http.delete(client.location)
+        with pytest.raises(SourceGone, match="left"):
+            await reading
+        await client.close()
+        await http.close()
+
+
 async def test_from_whip_to_whep(port: int, unused_tcp_port_factory: Callable[[], int]) -> None:
     out = unused_tcp_port_factory()
     lines: list[str] = []
@@ -187,6 +217,16 @@ def test_addresses_that_are_none(address: str, reason: str, monkeypatch: pytest.
     with pytest.raises(SettingError, match=reason) as caught:
         WhipSource(address)
     assert "secret" not in str(caught.value)
+
+
+def test_a_server_beside_a_pipe_runs_on_uvloop_where_there_is_one(port: int) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    with Background(ServerSettings(port=port), Mock()) as background:
+        assert isinstance(background.run(loop(), 10.0), uvloop.Loop)
 
 
 def test_a_stream_without_a_name() -> None:

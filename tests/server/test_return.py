@@ -100,6 +100,19 @@ async def test_whoever_comes_back_with_its_key_keeps_its_link(service: Running) 
         await client.close()
 
 
+async def test_nobody_else_takes_over_a_link_that_cannot_be_guessed(service: Running) -> None:
+    publisher = await publish(service, "/whip")
+    watch = publisher.links["urn:toonstream:whep"]
+    watcher = await connect(service.http, watch)
+    await watcher.picture(is_like(CYAN))
+    await cut(service)
+    who_watches = watch.rpartition("/")[2]  # knows it, too
+    refused = await connect(service.http, f"/whip?watch={who_watches}", Camera(GREEN), expect=400)
+    assert "watch: take a name of" in refused.answer
+    for client in (publisher, watcher):
+        await client.close()
+
+
 async def test_who_comes_back_before_it_is_missed_takes_its_own_place() -> None:
     async with running(ServerSettings(port=0, latency=0.1, max_sessions=1)) as service:
         first = await connect(service.http, "/whip", Camera(RED))

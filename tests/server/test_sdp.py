@@ -46,6 +46,8 @@ def test_an_offer_tells_its_sections_and_loses_its_local_names() -> None:
         ("v=0\r\n", "no media"),
         (OFFER + "m=video 9 X 96\r\n", "several video"),
         (OFFER + "m=text 9 X 96\r\n", "'text'"),
+        (OFFER + "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n", "send audio and video only"),
+        (OFFER + "a=x\x0bm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n", "send audio and video only"),
         (OFFER.replace("a=ice-ufrag:abcd", ""), "ice-ufrag"),
         (OFFER + "a=candidate:3 1 udp 1 192.0.2.1 6 typ host\r\n", "more than 2"),
         (OFFER + "\x00", "zero byte"),
@@ -54,6 +56,24 @@ def test_an_offer_tells_its_sections_and_loses_its_local_names() -> None:
 def test_other_offers_are_refused_with_a_reason(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read_offer(text, candidates=2)
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        "a=candidate:1 1 udp 1 x.local\t5 typ host",
+        "a=candidate: 1 1 udp 1 x.LOCAL 5 typ host",
+        "a=x\x0ba=candidate:1 1 udp 1 x.local 5 typ host",
+    ],
+)
+def test_nobody_has_us_look_up_a_local_name(candidate: str) -> None:
+    offer = read_offer(
+        OFFER.replace("a=candidate:1 1 udp 1 0b2e9f3c.local 5 typ host", candidate), candidates=2
+    )
+    assert ".local" not in offer.sdp.lower()
+    assert "192.0.2.1" in offer.sdp
+    fragment = parse_fragment(f"a=ice-ufrag:abcd\r\n{candidate}\r\n")
+    assert fragment.candidates == ()
 
 
 @pytest.mark.parametrize(
@@ -67,6 +87,7 @@ def test_other_offers_are_refused_with_a_reason(text: str, reason: str) -> None:
         ("m=video 0 X 96\r\n", (), ()),
         ("m=video 0 X 96\r\na=bundle-only\r\n", ("video",), ("video",)),
         ("m=video \r\n", (), ()),
+        (f"m=video {'9' * 5000} X 96\r\n", (), ()),
     ],
 )
 def test_which_way_media_would_go(lines: str, sends: tuple[str, ...], receives: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import re
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,10 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 from stand_in import SDP, Camera, Client, Running, connect, running, until
 
+from toonstream.server import app
+from toonstream.server.live import Change
 from toonstream.server.settings import IceServer, Limits, ServerSettings
+from toonstream.stream.clock import monotonic
 
 TOKEN = "a token of some length"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -169,6 +173,54 @@ async def test_settings_and_figures_are_the_publishers(published: tuple[Running,
     assert not re.search(client.location.rpartition("/")[2], metrics)
 
 
+async def test_a_change_that_takes_its_time_holds_nobody_up(
+    published: tuple[Running, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, client = published
+    begun, go, taken = threading.Event(), threading.Event(), []
+
+    def change(change: Change) -> None:
+        begun.set()
+        assert go.wait(10.0)
+        taken.append(change.steps)
+
+    monkeypatch.setattr(service.cores[0], "change", change)
+    place = client.links["urn:toonstream:settings"]
+    asked = asyncio.create_task(service.http.patch(place, json={"steps": 1}))
+    await until(begun.is_set)
+    (session,) = service.server.registry.sessions
+    more = [asyncio.create_task(session.change(Change(steps=steps))) for steps in (2, 3, 4)]
+    assert (await service.http.get("/healthz")).status == 200
+    assert taken == []
+    go.set()
+    assert (await asked).status == 200
+    await asyncio.gather(*more)
+    assert taken == [1, 2, 3, 4]
+
+
+async def test_frames_left_out_are_counted_while_sessions_come_and_go(
+    published: tuple[Running, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = published[0].server.registry
+    (session,) = registry.sessions
+
+    def core_drops() -> dict[tuple[str, str], int]:
+        registry._sessions.pop("another", None) or registry._sessions.update(another=session)
+        return {("input", "late"): 3}
+
+    monkeypatch.setattr(session, "core_drops", core_drops)
+    assert registry.metrics.drops()["input", "late"] == 3
+    registry._sessions.pop("another", None)
+
+
+async def test_why_it_ended_is_told_in_one_line(published: tuple[Running, Client]) -> None:
+    service, client = published
+    service.cores[0].ended("it failed:\n\tthe card is on fire\r\n")
+    await until(lambda: not service.server.registry.sessions)
+    response = await service.http.get(client.links["urn:toonstream:statistics"])
+    assert (response.status, await reason(response)) == (410, "it failed: the card is on fire")
+
+
 async def test_the_log_says_what_happens_but_not_what_was_typed(
     published: tuple[Running, Client], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,6 +269,21 @@ async def test_a_machine_that_cannot_keep_up_takes_nobody_more(published: tuple[
     await service.server.registry.refresh()
     other = await connect(service.http, "/whip", Camera())
     for each in (client, other):
+        await each.close()
+
+
+async def test_who_asks_for_the_impossible_keeps_nobody_out(service: Running) -> None:
+    eager = await connect(service.http, "/whip?latency=0.05", Camera())
+    service.cores[0].kept = False
+    await service.server.registry.refresh()
+    other = await connect(service.http, "/whip", Camera())
+    await service.http.delete(other.location)
+    (session,) = service.server.registry.sessions
+    for _ in range(1000):  # not even what the server promises
+        session.stage.meter.add("shown", "", 1.0, at=monotonic())
+    await service.server.registry.refresh()
+    await connect(service.http, "/whip", Camera(), expect=503)
+    for each in (eager, other):
         await each.close()
 
 
@@ -342,6 +409,25 @@ async def test_a_token_opens_what_it_should() -> None:
         await client.close()
 
 
+async def test_a_name_that_can_be_guessed_takes_the_token() -> None:
+    turn = IceServer(url="turn:192.0.2.1:3478", username="u", credential="p")
+    async with running(ServerSettings(port=0, token=TOKEN, ice_servers=(turn,))) as service:
+        client = await connect(service.http, "/whip?watch=stage", Camera(), headers=BEARER)
+        service.server.registry.show("shown")
+        offer = await an_offer(direction="recvonly")
+        for place in ("/whep/stage", "/whep/shown", "/whep/nobody"):  # nor is it told which there are
+            for headers in ({}, {"Authorization": "Bearer something else"}):
+                response = await service.http.post(place, data=offer, headers={**SDP, **headers})
+                assert (response.status, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert "Link" not in (await service.http.options(place)).headers
+        assert "Link" in (await service.http.options("/whep/stage", headers=BEARER)).headers
+        watchers = [
+            await connect(service.http, place, headers=BEARER) for place in ("/whep/stage", "/whep/shown")
+        ]
+        for each in (client, *watchers):
+            await each.close()
+
+
 async def test_ice_servers_are_told_to_those_who_may_know() -> None:
     turn = IceServer(url="turn:192.0.2.1:3478?transport=udp", username="u", credential='p"w')
     async with running(ServerSettings(port=0, token=TOKEN, ice_servers=(turn,))) as service:
@@ -374,6 +460,16 @@ async def test_other_origins_come_in_where_they_are_named() -> None:
         response = await service.http.delete(client.location, headers=other)
         assert "Location" in response.headers["Access-Control-Expose-Headers"]
         await client.close()
+
+
+async def test_who_keeps_a_connection_and_asks_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_KEPT_ALIVE", 0.2)
+    async with running() as service, asyncio.timeout(10):
+        for said in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", service.server.port)
+            writer.write(said)
+            await reader.read()  # to the end
+            writer.close()
 
 
 async def test_too_many_requests_are_slowed_down() -> None:

@@ -7,15 +7,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import NoReturn, get_args
 
 from toonstream.commands.garbage import pass_over_what_is_there
 from toonstream.commands.leaving import leave
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError
+from toonstream.server.loop import new_event_loop
 from toonstream.server.settings import TOKEN_VARIABLE, Codec, IceServer, ServerSettings, read_ice_servers
 from toonstream.stream.live.settings import LiveSettings, parse_latency
 
@@ -123,7 +123,9 @@ def run(words: Sequence[str]) -> int:
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("toonstream").setLevel(logging.WARNING if options.quiet else logging.INFO)
-    return _run_loop(_serve(settings, live, options))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(settings, live, options))
+    return 0
 
 
 def _server_settings(options: argparse.Namespace) -> ServerSettings:
@@ -168,18 +170,6 @@ def _parse_bitrate(text: str) -> int:
     if match is None:
         raise SettingError(f"bitrate {text!r}: write 2.5M or 2500k")
     return round(float(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()])
-
-
-def _run_loop(work: Coroutine[Any, Any, None]) -> int:
-    """Run on uvloop where there is one."""
-    with suppress(ImportError):
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work)
-        return 0
-    asyncio.run(work)
-    return 0
 
 
 async def _serve(settings: ServerSettings, live: LiveSettings, options: argparse.Namespace) -> None:

@@ -129,6 +129,22 @@ def test_whoever_says_nothing_does_not_keep_the_others_out(monkeypatch):
         listening.publish().close()
 
 
+def test_whoever_says_it_byte_by_byte_does_not_keep_the_others_out(monkeypatch):
+    monkeypatch.setattr(rtmp, "_GREETING", 0.5)
+    with Listening() as listening, caller(listening) as connection:
+        connection.settimeout(0.05)
+        with suppress(ConnectionError):
+            for _ in range(100):  # not nearly all that has to be said
+                connection.sendall(b"\3")
+                with suppress(TimeoutError):
+                    if not connection.recv(1):
+                        break
+            else:
+                listening.stop.set()
+                pytest.fail("it is listened to for ever")
+        listening.publish().close()
+
+
 def test_a_publisher_who_falls_silent():
     with Listening(timeout=0.3) as listening:
         publisher = listening.publish()
