@@ -34,14 +34,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from toonstream.engines.engine import Engine, Network, NetworkSource
+from toonstream.engines.engine import Engine, Network, NetworkSource, TensorSpec
 from toonstream.engines.onnx_file import onnx_file
 from toonstream.engines.store import EngineStore
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import ToonstreamError
 from toonstream.export.networks.base import TIMESTEP, TensorModule, axis_length
-from toonstream.export.shapes import Envelope, declared_inputs
+from toonstream.export.shapes import Envelope, Triple, declared_inputs
 from toonstream.stream.denoise import Denoiser, DenoiseSettings
 from toonstream.stream.schedulers import make_scheduler
 
@@ -84,7 +84,8 @@ class Call:
 
     Attributes:
         seconds: of a run. tflops: that it does in a second. share: of what matrix products reach on the card.
-        peak_gb: the most memory that torch had, weights included.
+        peak_gb: the most memory that torch had, weights included. card_gb: what was taken of the card's, by
+            torch with what it keeps for later, and by TensorRT.
     """
 
     network: str
@@ -96,6 +97,7 @@ class Call:
     tflops: float
     share: float
     peak_gb: float
+    card_gb: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,7 @@ class Bench:
         self._deadline = time.monotonic() + seconds
         self._flops: dict[tuple[str, int, int, int], float] = {}
         self._hollows: dict[str, TensorModule] = {}
+        self._free = self._free_bytes()
         self.rate = self._matrix_rate()
 
     def engines(self) -> Iterator[tuple[str, Engine]]:
@@ -233,16 +236,12 @@ class Bench:
         if self.device.type != "cuda":
             return
         with self.record.row("tensorrt-rtx"):
-            size = (max(self.scale.sizes),) * 2
-            small = (min(self.scale.sizes),) * 2
-            window, stride = max(self.scale.windows)
-            envelope = Envelope(size=small, largest=size, window=window, stride=stride, sides=2)
             yield (
                 "tensorrt-rtx",
                 TensorRtEngine(
                     "tensorrt-rtx",
-                    shapes=lambda source: envelope.triples(
-                        _ROLES[source.name], declared_inputs(onnx_file(source))
+                    shapes=lambda source: shapes_of(
+                        source.name, self.scale, declared_inputs(onnx_file(source))
                     ),
                     store=EngineStore(self._folder / "engines"),
                     timeout=max(1.0, self._deadline - time.monotonic()),
@@ -288,12 +287,10 @@ class Bench:
         with self.record.row(what):
             sizes = {"batch": batch, "frames": frames, "h": size // 8, "w": size // 8, "tokens": 77}
             inputs = self._inputs(role, sizes, self.device)
-            if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            self._forget_peak()
             network(inputs)
             timed = [self._seconds(lambda: network(inputs)) for _ in range(self.scale.calls)]
             flops, seconds = self._count(role, sizes), statistics.median(timed)
-            peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
             call = Call(
                 network=role,
                 engine=engine,
@@ -303,7 +300,7 @@ class Bench:
                 seconds=seconds,
                 tflops=flops / seconds / 1e12,
                 share=flops / seconds / self.rate,
-                peak_gb=peak / 1e9,
+                **self._memory(),
             )
             self.record.calls.append(call)
             self.record.save()
@@ -344,6 +341,20 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def _forget_peak(self) -> None:
+        """Begin to look at memory anew: torch gives back what it keeps for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def _memory(self) -> dict[str, float]:
+        """Give `peak_gb` and `card_gb`, see `Call`: engines keep what they took until the end of a row."""
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+        return {"peak_gb": peak / 1e9, "card_gb": (self._free - self._free_bytes()) / 1e9}
+
+    def _free_bytes(self) -> int:
+        return torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else 0
+
     def _matrix_rate(self) -> float:
         """Operations a second that a large product of matrices reaches."""
         on_gpu = self.device.type == "cuda"
@@ -358,16 +369,12 @@ class Bench:
         if not self.in_time(what):
             return
         with self.record.row(what):
-            if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            self._forget_peak()
             fps = self._streamed(setting, networks)
-            peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-            row = {"engine": engine, **asdict(setting), "fps": fps, "goal": goal, "peak_gb": peak / 1e9}
+            row = {"engine": engine, **asdict(setting), "fps": fps, "goal": goal, **self._memory()}
             self.record.streams.append(row)
             self.record.save()
-            print(
-                f"| {_shown(setting)} | {engine} | {fps:.1f} | {goal:g} | {peak / 1e9:.1f} GB |", flush=True
-            )
+            print(_stream_row(row), flush=True)
 
     def _streamed(self, setting: Setting, networks: Mapping[str, Network]) -> float:
         text = torch.randn(1, 77, self.scale.text, device=self.device)
@@ -408,6 +415,22 @@ _ROLES = {  # as the stream names them, for the shapes that they are called with
     "unet": "unet",
     "full_vae": "vae_decoder",
 }
+
+
+def shapes_of(role: str, scale: Scale, inputs: Sequence[TensorSpec]) -> dict[str, Triple]:
+    """Give the shapes that a network is built for: those of all that is run, with guidance and without."""
+    window, stride = max(scale.windows)
+    plain, guided = (
+        Envelope(
+            size=(min(scale.sizes),) * 2,
+            largest=(max(scale.sizes),) * 2,
+            window=window,
+            stride=stride,
+            sides=sides,
+        ).triples(_ROLES[role], inputs)
+        for sides in (1, 2)
+    )
+    return {name: Triple(plain[name].min, guided[name].opt, guided[name].max) for name in plain}
 
 
 def frames_per_second(setting: Setting, engine: str, calls: Sequence[Call]) -> float | None:
@@ -548,13 +571,11 @@ def main() -> None:
 
 def report(bench: Bench) -> None:
     record = bench.record
-    print("\n| stream | engine | fps | goal | peak GB |\n|---|---|---|---|---|")
+    print("\n| stream | engine | fps | goal | peak GB | GB of the card |\n|---|---|---|---|---|---|")
     for row in record.streams:
-        setting = Setting(**{name: row[name] for name in Setting.__dataclass_fields__})  # type: ignore[arg-type]
-        shown = _shown(setting)
-        print(f"| {shown} | {row['engine']} | {row['fps']:.1f} | {row['goal']:g} | {row['peak_gb']:.1f} |")
-    print("\n| network | engine | size | batch | frames | ms | TFLOP/s | share | peak GB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+        print(_stream_row(row))
+    print("\n| network | engine | size | batch | frames | ms | TFLOP/s | share | peak GB | GB of the card |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for call in record.calls:
         print(_row(call))
     engines = list(dict.fromkeys(call.engine for call in record.calls))
@@ -570,7 +591,16 @@ def report(bench: Bench) -> None:
 def _row(call: Call) -> str:
     return (
         f"| {call.network} | {call.engine} | {call.size} | {call.batch} | {call.frames} "
-        f"| {1000 * call.seconds:.2f} | {call.tflops:.1f} | {call.share:.0%} | {call.peak_gb:.1f} |"
+        f"| {1000 * call.seconds:.2f} | {call.tflops:.1f} | {call.share:.0%} | {call.peak_gb:.1f} "
+        f"| {call.card_gb:.1f} |"
+    )
+
+
+def _stream_row(row: Mapping[str, Any]) -> str:
+    shown = _shown(Setting(**{name: row[name] for name in Setting.__dataclass_fields__}))
+    return (
+        f"| {shown} | {row['engine']} | {row['fps']:.1f} | {row['goal']:g} | {row['peak_gb']:.1f} "
+        f"| {row['card_gb']:.1f} |"
     )
 
 

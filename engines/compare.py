@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toonstream.engines.engine import Network, NetworkSource
+from toonstream.engines.engine import Network, NetworkSource, TensorSpec
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.errors import EngineError
 
@@ -59,9 +59,10 @@ def compare_networks(
         from polygraphy.logger import G_LOGGER  # type: ignore[import-untyped]
     except ImportError:
         raise EngineError("Polygraphy is not installed; run `pip install 'polygraphy>=0.53'`") from None
+    named = (network, "engine"), (reference, "reference")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         runs = Comparator.run(
-            [_runner(network, "engine"), _runner(reference, "reference")],
+            [_runner(each, reference.inputs, name) for each, name in named],
             data_loader=[OrderedDict(inputs)],
         )
         scales = {name: _largest(value) for name, value in runs[1][1][0].items()}
@@ -80,8 +81,8 @@ def _largest(value: Any) -> float:
     return max(float(torch.as_tensor(value).abs().max()), 1e-12)
 
 
-def _runner(network: Network, name: str) -> Any:
-    """Make a network a runner of Polygraphy's."""
+def _runner(network: Network, inputs: tuple[TensorSpec, ...], name: str) -> Any:
+    """Make a network a runner of Polygraphy's that is given these inputs, whatever it computes in."""
     from polygraphy.backend.base import BaseRunner  # type: ignore[import-untyped]
     from polygraphy.common import TensorMetadata  # type: ignore[import-untyped]
     from polygraphy.datatype import DataType  # type: ignore[import-untyped]
@@ -91,7 +92,7 @@ def _runner(network: Network, name: str) -> Any:
 
         def get_input_metadata_impl(self) -> Any:
             metadata = TensorMetadata()
-            for spec in network.inputs:
+            for spec in inputs:
                 shape = [axis if isinstance(axis, int) else None for axis in spec.shape]
                 metadata.add(spec.name, DataType.from_dtype(spec.dtype), shape)
             return metadata

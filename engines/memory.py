@@ -15,20 +15,28 @@ LOWER = (
     "the tiny VAE; or close what else uses the GPU"
 )
 
+# What libraries beside torch's own memory say, whose errors are of no kind of their own.
+_LIBRARIES = re.compile(r"CUDA error: out of memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED")
+
 
 @contextmanager
-def out_of_memory(network: str) -> Iterator[None]:
+def out_of_memory(what: str) -> Iterator[None]:
     """Turn torch's error within into one that says what to lower.
+
+    Args:
+        what: is done, such as the name of a network.
 
     Raises:
         EngineError: the GPU's memory was too small.
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not (isinstance(error, torch.cuda.OutOfMemoryError) or _LIBRARIES.search(str(error))):
+            raise
         tried = re.search(r"Tried to allocate [\d.]+ \w+", str(error))
         detail = f" ({tried[0][:1].lower() + tried[0][1:]})" if tried else ""
-        raise EngineError(f"{network}: not enough GPU memory{detail}; {LOWER}") from None
+        raise EngineError(f"{what}: not enough GPU memory{detail}; {LOWER}") from None
 
 
 def gpu_too_old() -> str | None:

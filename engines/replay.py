@@ -9,7 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +26,21 @@ _RECORDING = threading.Lock()
 
 Step = Callable[[], Mapping[str, Tensor]]
 """Runs a network on buffers it knows, and gives its outputs, which the next run may overwrite."""
-Record = Callable[[Step], Step]
-"""Makes a faster step of a step, such as a `GraphRecorder`."""
+
+
+class Record(Protocol):
+    """Makes a faster step of a step, such as a `GraphRecorder`."""
+
+    def __call__(self, step: Step, may: Callable[[], bool] = ..., /) -> Step:
+        """Run a step, and record it where it `may` be; else give the step itself.
+
+        `may` is asked when the step has been run, on the stream that it would be recorded on.
+        """
+        ...
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,12 +108,12 @@ class GraphRecorder:
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def __call__(self, step: Step) -> Step:
-        """Record a step; gives the step itself, and warns, where the GPU does not let it be recorded."""
+    def __call__(self, step: Step, may: Callable[[], bool] = _always, /) -> Step:
+        """Record a step; gives the step itself where it may not be, or, with a warning, where that fails."""
         with _RECORDING:
-            return self._record(step)
+            return self._record(step, may)
 
-    def _record(self, step: Step) -> Step:
+    def _record(self, step: Step, may: Callable[[], bool]) -> Step:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Another engine may serve from another thread meanwhile; what that one does is no part of this graph.
@@ -111,7 +124,10 @@ class GraphRecorder:
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
                 step()
+            recordable = may()
         current.wait_stream(side)
+        if not recordable:
+            return step
         try:
             with recording:
                 made = step()
@@ -124,8 +140,17 @@ class GraphRecorder:
             warnings.warn(f"this network runs without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2)
             return step
 
-        def replay() -> Mapping[str, Tensor]:
-            graph.replay()
-            return made
+        return _Replay(graph=graph, made=made, step=step)
 
-        return replay
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Replay:
+    """A recorded step. It holds on to the step itself, in whose memory the graph works."""
+
+    graph: Any
+    made: Mapping[str, Tensor]
+    step: Step
+
+    def __call__(self) -> Mapping[str, Tensor]:
+        self.graph.replay()
+        return self.made

@@ -1,12 +1,11 @@
 """Which engines there are, and which one to use."""
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from toonstream.engines.compiling import Compiler, usual_compiler
 from toonstream.engines.engine import Engine
+from toonstream.engines.installed import INSTALL_EXPORT, installed_version, missing_for_torch
 from toonstream.engines.memory import gpu_too_old
 from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
 from toonstream.engines.tensorrt.flavour import FLAVOURS
@@ -25,7 +24,7 @@ class EngineReport:
     Attributes:
         name: as `--engine` takes it.
         version: of the package behind it, or None where that is not installed.
-        remedy: the command that installs it, or None where it is there.
+        remedy: the command that installs it, or what it lacks; None where all is there.
         needs: what it needs besides, or empty.
     """
 
@@ -41,9 +40,11 @@ def available_engines() -> tuple[EngineReport, ...]:
 
 
 def _report(name: str) -> EngineReport:
-    if importlib.util.find_spec(name) is None:
+    version = installed_version(name, name)
+    if version is None:
         return EngineReport(name=name, version=None, remedy=f"pip install {name}")
-    return EngineReport(name=name, version=importlib.metadata.version(name), remedy=None)
+    lacks = name == "torch" and missing_for_torch() is not None
+    return EngineReport(name=name, version=version, remedy=INSTALL_EXPORT if lacks else None)
 
 
 def _report_tensorrt(name: str) -> EngineReport:
@@ -61,7 +62,8 @@ def engine_name(name: str) -> str:
     """Give the name of the engine that a name means.
 
     Args:
-        name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU for it, else the first one installed.
+        name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU for it and all that it needs, else
+            the first one installed.
 
     Raises:
         EngineError: the name is unknown.
@@ -93,7 +95,7 @@ def open_engine(
         say: is told how far builds are.
 
     Raises:
-        EngineError: the name is unknown, or the engine is not installed.
+        EngineError: the name is unknown, or the engine, or what it needs, is not installed.
     """
     name = engine_name(name)
     if name in FLAVOURS:
@@ -113,6 +115,8 @@ def open_engine(
             from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 
             return OnnxRuntimeEngine()
+    if missing := missing_for_torch():
+        raise EngineError(missing)
     from toonstream.engines.torch import TorchEngine
 
     return TorchEngine()
@@ -121,7 +125,7 @@ def open_engine(
 def _preferred() -> str:
     import torch
 
-    if torch.cuda.is_available() and gpu_too_old() is None:
+    if torch.cuda.is_available() and gpu_too_old() is None and missing_for_torch() is None:
         return "torch"
     installed = (name for name in _ANYWHERE if _report(name).version is not None)
     return next(installed)

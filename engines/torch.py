@@ -5,7 +5,8 @@ installed (torch's scaled-dot-product attention otherwise), and every call is on
 """
 
 import importlib.util
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from toonstream.engines.engine import NetworkSource, TensorSpec
+from toonstream.engines.installed import with_export
 from toonstream.engines.memory import gpu_too_old, out_of_memory
 from toonstream.engines.replay import Buffered, GraphRecorder, Record, Step
 from toonstream.errors import EngineError
@@ -21,6 +23,10 @@ from toonstream.errors import EngineError
 __all__ = ["TorchEngine", "TorchNetwork"]
 
 _PREFIX = "network."  # what every wrapper puts before the names of its weights
+# What an xformers that does not go with this torch, or this GPU, raises when it is tried.
+_UNUSABLE = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
+
+_log = logging.getLogger(__name__)
 
 
 class TorchEngine:
@@ -28,8 +34,8 @@ class TorchEngine:
 
     Args:
         device: where to run; None is the first GPU, or the CPU where there is none.
-        dtype: what to compute in; None is float16 on a GPU and float32 on the CPU. Tensors in and out stay as
-            declared.
+        dtype: what to compute in; None is float16 on a GPU and float32 on the CPU. Tensors out stay as
+            declared, and so may those in.
         graphs: record CUDA graphs; None is yes on a GPU.
 
     Raises:
@@ -51,6 +57,7 @@ class TorchEngine:
             raise EngineError(reason)
         self.dtype = dtype or (torch.float16 if on_gpu else torch.float32)
         self.graphs = on_gpu if graphs is None else graphs
+        self._memory_efficient = on_gpu
 
     @property
     def per_shape(self) -> bool:
@@ -67,19 +74,20 @@ class TorchEngine:
 
         Raises:
             ModelError: its weights are missing or do not fit.
-            EngineError: the GPU's memory is too small for it.
+            EngineError: the GPU's memory is too small for it, or what builds it is not installed.
         """
-        module = source.build()
+        with with_export(f"{source.name} in torch"):
+            module = source.build()
         _put(source, module)
-        if self.device.type == "cuda":
-            use_memory_efficient_attention(module)
         with out_of_memory(source.name):
+            if self._memory_efficient:
+                self._memory_efficient = use_memory_efficient_attention(module)
             record = GraphRecorder() if self.graphs else None
             return TorchNetwork(source.name, module, self.device, self.dtype, record=record)
 
 
 class TorchNetwork:
-    """A torch module with named tensors.
+    """A torch module with named tensors. Its inputs are declared as what it computes in; it takes any.
 
     Args:
         name: the network's role, for errors.
@@ -99,14 +107,13 @@ class TorchNetwork:
         *,
         record: Record | None = None,
     ) -> None:
-        self.inputs: tuple[TensorSpec, ...] = module.inputs
         self.outputs: tuple[TensorSpec, ...] = module.outputs
         self._name = name
         module = module.eval().to(device, dtype, memory_format=torch.channels_last)
         exact = getattr(module, "exact", ())
-        self._computed = tuple(
+        self.inputs = tuple(
             replace(spec, dtype=dtype) if spec.dtype.is_floating_point and spec.name not in exact else spec
-            for spec in self.inputs
+            for spec in module.inputs
         )
         self._device = device
         self._prepare = partial(_step, module, self.outputs)
@@ -114,7 +121,7 @@ class TorchNetwork:
             None
             if record is None
             else Buffered(
-                self._computed, device=device, prepare=partial(_recorded_step, record, module, self.outputs)
+                self.inputs, device=device, prepare=partial(_recorded_step, record, module, self.outputs)
             )
         )
 
@@ -128,7 +135,7 @@ class TorchNetwork:
         with out_of_memory(self._name):
             if self._buffered is not None:
                 return self._buffered(tensors)
-            given = {spec.name: tensors[spec.name].to(self._device, spec.dtype) for spec in self._computed}
+            given = {spec.name: tensors[spec.name].to(self._device, spec.dtype) for spec in self.inputs}
             return dict(self._prepare(given)())
 
 
@@ -149,13 +156,23 @@ def _recorded_step(
 
 
 def use_memory_efficient_attention(module: nn.Module) -> bool:
-    """Let diffusers' networks in a module attend through xformers; gives False where it is not installed."""
+    """Let diffusers' networks in a module attend through xformers; gives False where that cannot be used."""
     if importlib.util.find_spec("xformers") is None:
         return False
-    for part in module.children():
+    parts: Iterable[Any] = module.children()
+    for part in parts:
         switch = getattr(part, "enable_xformers_memory_efficient_attention", None)
-        if switch is not None:
-            switch()
+        if switch is None:
+            continue
+        try:
+            switch()  # tries it, too
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except _UNUSABLE as error:
+            part.disable_xformers_memory_efficient_attention()
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            _log.warning("xformers does not work here, torch's own attention does: %s", reason)
+            return False
     return True
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from time import monotonic
 
+from toonstream.engines.installed import with_export
 from toonstream.engines.store import cache_folder
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import ModelError
@@ -116,6 +117,7 @@ def export_for(engine: str, folder: Path, *, say: Say = lambda line: None) -> Mo
     return in_precision(open_model(folder), precision)
 
 
+@with_export("the export")
 def _export_once(model: Model, precision: Precision, engine: str, say: Say) -> None:
     """Export what is missing of an assembled model, and say how far that is."""
     from toonstream.export.onnx import export_model
@@ -242,6 +244,7 @@ def _folder(plan: Plan) -> Path:
     return models_folder() / f"{plan.preset.name}-{key}"
 
 
+@with_export("a model of several parts")
 def assemble(preset: Preset, *, allow_pickle: bool = False, say: Say = lambda line: None) -> Path:
     """Give a preset's model folder, assembled first where it is not there.
 
@@ -252,6 +255,7 @@ def assemble(preset: Preset, *, allow_pickle: bool = False, say: Say = lambda li
 
     Raises:
         ModelError: parts are missing (all their files are named), or are not what they should be.
+        EngineError: what reads them is not installed.
     """
     if preset.folder is not None:
         return preset.folder

@@ -20,15 +20,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
+from toonstream.engines.installed import with_export
 from toonstream.errors import ModelError
 from toonstream.export.checkpoints import EMBEDDINGS, Precision, in_precision, open_model
-from toonstream.export.half import to_half
 from toonstream.export.networks.base import TensorModule, random_inputs
+
+with with_export("the export"):
+    import onnx
+    from onnx import ModelProto, TensorProto, helper
+
+    from toonstream.export.half import to_half
 
 __all__ = ["export_model", "export_network"]
 
@@ -49,6 +53,7 @@ class _Stored:
     shape: tuple[int, ...]
 
 
+@with_export("the export")
 def export_model(
     model_dir: Path,
     *,
@@ -69,6 +74,7 @@ def export_model(
 
     Raises:
         ModelError: the folder is not a complete model.
+        EngineError: what builds its networks is not installed.
     """
     model = in_precision(open_model(model_dir), precision)
     written = []

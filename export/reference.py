@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from toonstream.engines.engine import NetworkSource
+from toonstream.engines.installed import with_export
 from toonstream.engines.store import cache_folder
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import ModelError
@@ -46,6 +47,7 @@ def with_reference(model: Model, *, engine: str, say: Say = lambda line: None) -
 
     Raises:
         ModelError: the model's UNet cannot do it, or the cache cannot be written to.
+        EngineError: what exports it is not installed.
     """
     source = reference_source(model)
     if engine != "torch":
@@ -60,6 +62,7 @@ def with_reference(model: Model, *, engine: str, say: Say = lambda line: None) -
     return replace(model, sources={**model.sources, source.name: source})
 
 
+@with_export("the export")
 def _exported(model: Model, source: NetworkSource, precision: Precision, say: Say) -> Path:
     """Give the ONNX file, written first where it is not there."""
     weights = model.path / "unet" / _WEIGHTS

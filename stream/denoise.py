@@ -17,10 +17,11 @@ from torch import Tensor
 
 from toonstream.config import Mode
 from toonstream.engines.engine import Network
+from toonstream.engines.memory import out_of_memory
 from toonstream.engines.parking import HostMemory
 from toonstream.errors import SettingError
 from toonstream.stream.controlnets import ControlNets
-from toonstream.stream.evaluate import Evaluations, Evaluator, InFlight, Window
+from toonstream.stream.evaluate import Evaluations, Evaluator, InFlight, Window, as_taken
 from toonstream.stream.noise import mixed_noise
 from toonstream.stream.rolling import Rolling, Task
 from toonstream.stream.schedulers import Scheduler
@@ -30,6 +31,8 @@ from toonstream.stream.temporal.segments import Segments
 from toonstream.stream.window import Windows, frame_weights
 
 __all__ = ["Committed", "DenoiseSettings", "Denoiser"]
+
+_FRAMES = "the frames in flight"  # what memory is for, beside the networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +138,7 @@ class Denoiser:
             device=text.device,
             reference=reference,
         )
+        self._networks = networks
         self._scheduler = scheduler
         self._settings = settings
         self._text = torch.cat(sides)  # (sides, 77, D)
@@ -208,8 +212,11 @@ class Denoiser:
             key: number that the frame's noise belongs to.
             scene: number of its scene, to which the noise belongs that frames have in common.
         """
-        with torch.inference_mode():
-            embeddings = self._controlnets.embed(hints)
+        with torch.inference_mode(), out_of_memory(_FRAMES):
+            embeddings = {
+                name: as_taken(self._networks[f"controlnet_{name}"], {"embedding": embedding})["embedding"]
+                for name, embedding in self._controlnets.embed(hints).items()
+            }
             height, width = next(iter(embeddings.values())).shape[-2:]
             shape = (self._latent_channels, height, width)
             seed = self._settings.seed if seed is None else seed
@@ -227,9 +234,10 @@ class Denoiser:
                 latents=self._host.park(latents),
             )
             if self._early:
-                (frame.residuals,) = self._controlnets.residuals(
+                (residuals,) = self._controlnets.residuals(
                     latents.unsqueeze(0), torch.tensor([0]), texts=[text], embeddings=[embeddings]
                 )
+                frame.residuals = as_taken(self._networks["unet"], residuals)
                 frame.rest(self._host)
             return frame
 
@@ -247,7 +255,7 @@ class Denoiser:
             RuntimeError: the stream has ended.
             ValueError: the fusion has no image to go by.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), out_of_memory(_FRAMES):
             index = self._rolling.arrived
             self._rolling.arrive()
             if self._fusion is not None:
@@ -263,7 +271,7 @@ class Denoiser:
         Returns:
             All frames that were still in flight, in order.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), out_of_memory(_FRAMES):
             committed = self._climb([(index, 0) for index in self._rolling.end()]) + self._run()
         if self._overlap is not None:
             self._overlap.clear()

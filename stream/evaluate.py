@@ -19,7 +19,7 @@ from toonstream.stream.controlnets import ControlNets, by_side, on_sides
 from toonstream.stream.schedulers import Scheduler
 from toonstream.stream.temporal.hooks import ReferenceMemory
 
-__all__ = ["Evaluations", "Evaluator", "InFlight", "Window"]
+__all__ = ["Evaluations", "Evaluator", "InFlight", "Window", "as_taken"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Evaluations:
 @dataclass(kw_only=True, slots=True, eq=False)
 class InFlight:
     """What is kept of one frame, all of it at the level where the frame stands.
+
+    What only networks see is kept as they take it, in half precision where they compute in that.
 
     Attributes:
         key: number that its noise belongs to. seed: of that noise. scene: that it is in, from 0.
@@ -175,7 +177,7 @@ class Evaluator:
             ],
         )
         for frame, residuals in zip(frames, made, strict=True):
-            frame.residuals = residuals
+            frame.residuals = as_taken(self._unet, residuals)
 
     def _run_unet(self, windows: Sequence[Window]) -> None:
         """Run the UNet on windows of one length, as one batch."""
@@ -231,6 +233,12 @@ class Evaluator:
         for place, window in enumerate(windows):
             own = {name: output[:, place] for name, output in by_side.items()}
             self._reference.keep(window.step, window.indices, own)
+
+
+def as_taken(network: Network, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a network's inputs in what it computes in, to which it rounds them itself: they wait smaller."""
+    dtypes = {spec.name: spec.dtype for spec in network.inputs}
+    return {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
 
 
 def _bring(frames: Sequence[InFlight]) -> None:

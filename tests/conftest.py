@@ -12,7 +12,6 @@ import pytest
 
 from toonstream.demo import Scene, write_scene
 
-
 HERE = Path(__file__).parent
 COMPUTED = (
     *(HERE / folder for folder in ("export", "stream/temporal")),

@@ -1,7 +1,10 @@
 import io
 import sys
+from importlib.metadata import PackageNotFoundError
 
+import cv2
 import pytest
+import torch
 
 from toonstream.doctor import examine, findings
 
@@ -44,3 +47,26 @@ def test_what_only_exports_need_is_a_note(monkeypatch: pytest.MonkeyPatch) -> No
     (finding,) = (finding for finding in findings() if finding.topic == "diffusers")
     assert "toonstream[export]" in finding.fix
     assert not finding.needed
+
+
+def test_a_gpu_that_would_be_left_alone_comes_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    found = {finding.topic: finding for finding in findings()}
+    assert found["would use"].text == "--engine openvino, and not the GPU"
+    assert found["torch"].text.startswith("the torch engine needs diffusers; run")
+    for topic in ("would use", "torch"):
+        assert found[topic].fix == "pip install 'toonstream[export]'"
+        assert not found[topic].needed
+
+
+def test_opencv_under_another_name_is_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", unknown)
+    (finding,) = (finding for finding in findings() if finding.topic == "cv2")
+    assert finding.text == cv2.__version__
+    assert not finding.fix

@@ -68,7 +68,7 @@ class TensorRtEngine:
             )
         self._flavour.check(named, gpu=named == self._here)
         self._capability = named
-        self._flags = frozenset({"refit"} if named == self._here else ())
+        self._flags = self._flavour.flags | ({"refit"} if named == self._here else set())
         self._shapes = shapes
         self._store = store or EngineStore()
         self._model = model
@@ -120,17 +120,22 @@ class TensorRtEngine:
         )
 
     def is_built(self, source: NetworkSource) -> bool:
-        """Say whether a network's engine is in the store.
+        """Say whether a network can be loaded without a build: its engine, or one to refit, is in the store.
 
         Raises:
             EngineError: there is no ONNX file.
         """
-        return self._store.find(self._stored_key(source)) is not None
+        if self._store.find(self._stored_key(source)) is not None:
+            return True
+        if not (source.weights and "refit" in self._flags):
+            return False
+        stored = self._store.find(self._stored_key(replace(source, weights={})))
+        return stored is not None and _can_be_refitted(stored)
 
     def _stored_key(self, source: NetworkSource) -> EngineKey:
         """Give the key under which a network's engine is in the store, or will be."""
         key = self.key(source)
-        built_elsewhere = replace(key, flags=frozenset())
+        built_elsewhere = replace(key, flags=self._flavour.flags)
         if self._store.find(key) is None and self._store.find(built_elsewhere) is not None:
             return built_elsewhere
         return key
@@ -176,7 +181,7 @@ class TensorRtEngine:
         runtime = self._flavour.load()
         if source.weights and "refit" in self._flags:
             engine, stored = self._open(runtime, replace(source, weights={}))
-            if "refit" in cast(list[str], stored.key["flags"]) and _refit(runtime, engine, source):
+            if _can_be_refitted(stored) and _refit(runtime, engine, source):
                 return self._network(source, engine, stored)
         engine, stored = self._open(runtime, source)
         return self._network(source, engine, stored)
@@ -233,6 +238,10 @@ def _first_reason(runtime: Any, reasons: int, stored: StoredEngine) -> str:
         kinds.MALFORMED_ENGINE: f"the engine is damaged; remove {stored.path.parent}, and it is built again",
     }
     return next((text for kind, text in texts.items() if reasons & int(kind)), "")
+
+
+def _can_be_refitted(stored: StoredEngine) -> bool:
+    return "refit" in cast(list[str], stored.key["flags"])
 
 
 def _refit(runtime: Any, engine: Any, source: NetworkSource) -> bool:

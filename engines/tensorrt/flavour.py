@@ -5,11 +5,10 @@ installed where this was written: what is done for it alone follows its document
 """
 
 import importlib
-import importlib.metadata
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+from toonstream.engines.installed import installed_version
 from toonstream.errors import EngineError
 
 __all__ = ["FLAVOURS", "Flavour"]
@@ -23,25 +22,25 @@ class Flavour:
 
     Attributes:
         name: as `--engine` takes it. title: as its makers write it.
-        module: to import. package: that has its version. remedy: the command that installs it.
+        module: to import. packages: it comes in one of them. remedy: the command that installs it.
         capabilities: what can be named to build for; empty where it builds for the GPU that is there alone.
         least: the oldest compute capability that it runs on.
+        flags: of every build.
     """
 
     name: str
     title: str
     module: str
-    package: str
+    packages: tuple[str, ...]
     remedy: str
     capabilities: tuple[Capability, ...]
     least: Capability
+    flags: frozenset[str] = frozenset()
 
     @property
     def version(self) -> str | None:
         """The version that is installed, or None."""
-        if importlib.util.find_spec(self.module) is None:
-            return None
-        return importlib.metadata.version(self.package)
+        return installed_version(self.module, *self.packages)
 
     def load(self) -> Any:
         """Import the module.
@@ -90,16 +89,18 @@ FLAVOURS = {
             name="tensorrt-rtx",
             title="TensorRT-RTX",
             module="tensorrt_rtx",
-            package="tensorrt_rtx_cu13",
+            packages=("tensorrt_rtx_cu13", "tensorrt_rtx_cu12", "tensorrt_rtx"),
             remedy="pip install 'toonstream[tensorrt-rtx]'",
             capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)),
             least=(7, 5),
+            # Runs then take no memory of their own, and can be recorded.
+            flags=frozenset({"require_user_allocation"}),
         ),
         Flavour(
             name="tensorrt",
             title="TensorRT",
             module="tensorrt",
-            package="tensorrt",
+            packages=("tensorrt_cu13", "tensorrt_cu12", "tensorrt"),
             remedy="pip install tensorrt",
             capabilities=(),
             least=(7, 5),

@@ -4,9 +4,12 @@ Written against what both flavours document; what needs a GPU could not be run w
 bookkeeping is tested with a stand-in for the runtime.
 """
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 
+_log = logging.getLogger(__name__)
+
 
 def _current_stream() -> int:
     return torch.cuda.current_stream().cuda_stream
@@ -38,7 +43,7 @@ class TensorRtNetwork:
     """A deserialised engine. Not to be called by two threads at a time.
 
     Every set of shapes has an execution context of its own, with its addresses bound once, and its runs are
-    one recorded CUDA graph.
+    one recorded CUDA graph. The contexts work in the same memory, as much as the largest of them needs.
 
     Args:
         name: the network's role, for errors.
@@ -107,6 +112,8 @@ class _Contexts:
         self._stream = stream
         self._record = record
         self._options, self._cache = _runtime_options(engine, kernels)
+        self._workspace: Tensor | None = None
+        self._said = False  # that runs are not recorded
 
     def prepare(self, inputs: Mapping[str, Tensor]) -> Step:
         """Bind buffers in a context of their own, and record its runs where it can be recorded."""
@@ -131,18 +138,35 @@ class _Contexts:
             shape = tuple(context.get_tensor_shape(spec.name))
             outputs[spec.name] = torch.empty(shape, dtype=spec.dtype, device=self._device)
             context.set_tensor_address(spec.name, outputs[spec.name].data_ptr())
-
-        def step() -> Mapping[str, Tensor]:
-            if not context.execute_async_v3(self._stream()):
-                raise EngineError(f"{self._name}: the GPU refused the engine; use --engine torch")
-            return outputs
-
-        step()  # kernels for these shapes are compiled now, which is nothing that could be recorded
-        # TensorRT-RTX says whether it can be; the full TensorRT's engines can.
-        capturable = getattr(context, "is_stream_capturable", lambda stream: True)
-        recorded = self._record(step) if capturable(self._stream()) else step
+        step = _Run(
+            name=self._name,
+            context=context,
+            outputs=outputs,
+            workspace=None if self._options is None else self._lend_workspace(context),
+            stream=self._stream,
+        )
+        # It is run a few times first: kernels for these shapes are compiled then, which cannot be recorded.
+        recorded = self._record(step, partial(self._may_be_recorded, context))
         self._keep_kernels()
-        return recorded
+        return _beside(step, self._device) if recorded is step else recorded
+
+    def _lend_workspace(self, context: Any) -> Tensor:
+        """Give a context memory to work in. They all share it: no two of them run at the same time."""
+        size = context.update_device_memory_size_for_shapes() or self._engine.device_memory_size_v2
+        if self._workspace is None or len(self._workspace) < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
+        context.set_device_memory(self._workspace.data_ptr(), len(self._workspace))
+        return self._workspace
+
+    def _may_be_recorded(self, context: Any) -> bool:
+        """Ask TensorRT-RTX on the stream that torch is working on; the full TensorRT's engines can be."""
+        ask = getattr(context, "is_stream_capturable", None)
+        if ask is None or ask(self._stream()):
+            return True
+        if not self._said:
+            _log.warning("%s: TensorRT-RTX runs it without a CUDA graph, which is slower", self._name)
+            self._said = True
+        return False
 
     def _keep_kernels(self) -> None:
         if self._cache is None or self._kernels is None:
@@ -154,6 +178,48 @@ class _Contexts:
                 partial.replace(self._kernels)
             finally:
                 partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """A run of a context that is bound to buffers.
+
+    Attributes:
+        name: the network's role, for errors.
+        context: to run. outputs: what it writes to. workspace: what it works in, None where it has its own.
+        stream: gives the CUDA stream that torch is working on.
+    """
+
+    name: str
+    context: Any
+    outputs: Mapping[str, Tensor]
+    workspace: Tensor | None
+    stream: Callable[[], int]
+
+    def __call__(self) -> Mapping[str, Tensor]:
+        if not self.context.execute_async_v3(self.stream()):
+            raise EngineError(f"{self.name}: the GPU refused the engine; use --engine torch")
+        return self.outputs
+
+
+def _beside(step: Step, device: torch.device) -> Step:
+    """Run a step on a stream of its own: on torch's default one TensorRT waits for the whole GPU each time.
+
+    What it gives must stay in place.
+    """
+    if device.type != "cuda":
+        return step
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run() -> Mapping[str, Tensor]:
+        current = torch.cuda.current_stream(device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            made = step()
+        current.wait_stream(side)
+        return made
+
+    return run
 
 
 def _spec(engine: Any, name: str) -> TensorSpec:
@@ -170,10 +236,17 @@ def _is(engine: Any, name: str, mode: str) -> bool:
 
 
 def _runtime_options(engine: Any, kernels: Path | None) -> tuple[Any, Any]:
-    """Make TensorRT-RTX's options and its cache of compiled kernels; None and None for the full TensorRT."""
-    options: Any = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
-    if not hasattr(options, "create_runtime_cache"):
+    """Make the options of contexts, which get their memory from us, and TensorRT-RTX's cache of kernels.
+
+    Both are None for a TensorRT that knows no such options.
+    """
+    if not hasattr(engine, "create_runtime_config"):
         return None, None
+    options: Any = engine.create_runtime_config()
+    strategies: Any = type(options.get_execution_context_allocation_strategy())
+    options.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+    if not hasattr(options, "create_runtime_cache"):
+        return options, None
     # Kernels for a shape are compiled before its first run: a graph must not hold the stopgap ones.
     kind = type(options.dynamic_shapes_kernel_specialization_strategy)
     options.dynamic_shapes_kernel_specialization_strategy = kind.EAGER

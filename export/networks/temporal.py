@@ -28,6 +28,7 @@ __all__ = ["FrameMajorMotion", "MotionNorm", "eject", "inject"]
 
 
 _WIDE = 256  # channels from which attention is matrix products
+_MOST_PIXELS = 65535  # that attend at once: CUDA's grids have no more blocks along an axis
 
 
 def inject(network: nn.Module, *, norm: MotionNorm = "joint") -> None:
@@ -189,7 +190,20 @@ def _attend_by_products(attention: Any, tokens: Tensor) -> Tensor:
         project(tokens).reshape(apart).permute(0, 2, 3, 1, 4).flatten(0, 1)  # (B*L, heads, F, C/heads)
         for project in (attention.to_q, attention.to_k, attention.to_v)
     )
-    mixed = functional.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+    mixed = _mixed(query, key, value, scale=attention.scale)
     mixed = mixed.permute(0, 2, 1, 3).reshape(batch, pixels, frames, channels).transpose(1, 2)
     output: Tensor = attention.to_out[0](mixed)
     return output
+
+
+def _mixed(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
+    """Scaled dot-product attention of (pixels, heads, F, C/heads), in parts where there are many pixels."""
+    if torch.onnx.is_in_onnx_export() or len(query) <= _MOST_PIXELS:
+        return functional.scaled_dot_product_attention(query, key, value, scale=scale)
+    parts = [slice(start, start + _MOST_PIXELS) for start in range(0, len(query), _MOST_PIXELS)]
+    return torch.cat(
+        [
+            functional.scaled_dot_product_attention(query[part], key[part], value[part], scale=scale)
+            for part in parts
+        ]
+    )

@@ -158,8 +158,10 @@ def _on_disk(path: Path, allowed: bool) -> Located | None:
 
 
 def _cached(part: Part, name: str, allowed: bool) -> Located | None:
-    from huggingface_hub import try_to_load_from_cache
-
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ModuleNotFoundError:
+        return None
     path = try_to_load_from_cache(part.source, name, revision=part.revision or None)
     if not isinstance(path, str):
         return None

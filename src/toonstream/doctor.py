@@ -5,11 +5,11 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
 from toonstream import __version__
+from toonstream.engines.installed import INSTALL_EXPORT, installed_version, missing_for_torch
 from toonstream.errors import ToonstreamError
 
 __all__ = ["Finding", "examine", "findings"]
@@ -18,7 +18,7 @@ _GIB = 1 << 30
 _CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 _ENCODERS = ("libx264", "aac")
 _INSTALL = "pip install toonstream"
-_EXTRA = "only needed for --engine torch and for export: pip install 'toonstream[export]'"
+_EXTRA = f"only needed for --engine torch and for export: {INSTALL_EXPORT}"
 _PACKAGES = (
     ("torch", "torch", _INSTALL),
     ("av", "av", _INSTALL),
@@ -109,8 +109,8 @@ def _packages() -> Iterator[Finding]:
     for package, module, fix in _PACKAGES:
         try:
             importlib.import_module(module)
-            yield Finding(topic=module, text=version(package))
-        except (ImportError, PackageNotFoundError) as error:
+            yield Finding(topic=module, text=installed_version(module, package) or "")
+        except ImportError as error:
             needed = "export" not in fix
             yield Finding(topic=module, text=" ".join(str(error).split()), fix=fix, needed=needed)
 
@@ -126,6 +126,7 @@ def _gpu() -> Finding:
 def _engines() -> Iterator[Finding]:
     import torch
 
+    from toonstream.engines.memory import gpu_too_old
     from toonstream.engines.select import available_engines, open_engine
 
     for report in available_engines():
@@ -141,8 +142,13 @@ def _engines() -> Iterator[Finding]:
             continue
         precision = getattr(engine, "precision", "float32")
         yield Finding(topic=report.name, text=f"{report.version}, computes in {precision}")
+    unused = torch.cuda.is_available() and gpu_too_old() is None and missing_for_torch() is not None
     try:
-        yield Finding(topic="would use", text=f"--engine {open_engine('auto').name}")
+        yield Finding(
+            topic="would use",
+            text=f"--engine {open_engine('auto').name}{', and not the GPU' if unused else ''}",
+            fix=INSTALL_EXPORT if unused else "",
+        )
     except ToonstreamError as error:
         yield Finding(topic="would use", text=str(error), fix=_INSTALL, needed=True)
 

@@ -82,6 +82,62 @@ def test_a_row_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.
     assert seen == list(range(len(seen)))
 
 
+def test_engines_are_built_for_every_shape_that_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With guidance and without: an engine refuses what it was not built for."""
+    script = loaded()
+    seen: dict[str, set[int]] = {}
+
+    class Held:
+        """A network that takes what one in TensorRT-RTX would."""
+
+        def __init__(self, role: str, network: Any) -> None:
+            self.role, self.network = role, network
+            self.shapes = script.shapes_of(role, script.TINY, network.inputs)
+
+        def __call__(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            for name, (low, _, high) in self.shapes.items():
+                shape = tensors[name].shape
+                within = all(
+                    least <= axis <= most for least, axis, most in zip(low, shape, high, strict=True)
+                )
+                assert within, f"{self.role}: {name} is {shape}, built for {low} to {high}"
+            seen.setdefault(self.role, set()).add(next(iter(tensors.values())).shape[0])
+            made: dict[str, torch.Tensor] = self.network(tensors)
+            return made
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.network, name)
+
+    record = script.Record(path=None)
+    bench = script.Bench(script.TINY, torch.device("cpu"), seconds=600, folder=tmp_path, record=record)
+    load = bench.load
+    monkeypatch.setattr(bench, "load", lambda role, *others: Held(role, load(role, *others)))
+    guided = script.Setting(size=64, window=2, stride=1, guided=True, steps=2, vae="tiny_vae")
+    both = [*script.goals(script.TINY), (guided, 1.0)]
+    monkeypatch.setattr(script, "goals", lambda scale: both)
+    script.run(bench)
+    assert record.left_out == []
+    assert seen["unet"] == seen["plain_unet"] | {2} == {1, 2}
+    assert {1, 2, 4} <= seen["controlnet"]
+
+
+def test_what_engines_take_beside_torch_is_measured_on_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = loaded()
+    bench = script.Bench(
+        script.TINY, torch.device("cpu"), seconds=1, folder=tmp_path, record=script.Record(path=None)
+    )
+    assert bench._memory() == {"peak_gb": 0.0, "card_gb": 0.0}
+    bench.device = torch.device("cuda")
+    bench._free = 60_000_000_000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (57_000_000_000, 80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1_000_000_000)
+    assert bench._memory() == {"peak_gb": 1.0, "card_gb": 3.0}
+
+
 def without_motion(script: Any) -> Any:
     return script.Setting(size=64, window=1, stride=1, guided=False, steps=1, vae="tiny_vae", motion=False)
 

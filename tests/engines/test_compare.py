@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -41,6 +41,11 @@ def test_what_is_beyond_the_tolerance_does_not_pass() -> None:
     same, moved = compare_networks(Moving(0.0), Moving(0.1), GIVEN, tolerance=0.02)
     assert same.passed
     assert not moved.passed
+
+
+def test_an_engine_may_compute_in_another_precision_than_the_reference() -> None:
+    half = Moving(0.0, inputs=(replace(X, dtype=torch.float16),))
+    assert all(found.passed for found in compare_networks(Moving(0.0), half, GIVEN, tolerance=0.01))
 
 
 def test_without_polygraphy_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from toonstream.engines.engine import Engine, Network, NetworkSource
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
-from toonstream.engines.select import ENGINE_NAMES, available_engines, open_engine
+from toonstream.engines.select import ENGINE_NAMES, available_engines, engine_name, open_engine
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import EngineError
 
@@ -141,6 +141,22 @@ def test_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert open_engine("auto").name == "torch"
+
+
+@pytest.mark.parametrize("package", ["diffusers", "transformers"])
+def test_auto_does_without_the_gpu_where_torch_lacks_what_builds_networks(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a plain install."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setitem(sys.modules, package, None)
+    assert engine_name("auto") == "openvino"
+    with pytest.raises(EngineError, match=rf"needs {package}; run `pip install 'toonstream\[export\]'`"):
+        open_engine("torch")
+    report = next(report for report in available_engines() if report.name == "torch")
+    assert report.version is not None
+    assert report.remedy == "pip install 'toonstream[export]'"
 
 
 def test_an_unknown_engine_is_refused_with_the_choices() -> None:

@@ -58,3 +58,30 @@ def test_on_a_gpu_copies_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPa
     log.clear()
     assert torch.equal(parked.take(), tensor)  # without having been asked for
     assert log == ["on copies", "event", "computing waits for an event of copies", "held for computing"]
+
+
+def test_what_cannot_be_pinned_waits_as_it_is_and_that_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = Stream("copies", []), Stream("computing", [])
+    tried: list[bool] = []
+    empty = torch.empty
+
+    def refuse(shape: torch.Size, dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
+        tried.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+        return empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: streams[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[1])
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch, "empty", refuse)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    host = HostMemory(torch.device("cuda"))
+    for value in (1.0, 2.0):
+        tensor = torch.full((4,), value)
+        assert torch.equal(host.park(tensor).take(), tensor)
+    assert tried == [True, False, False]
+    (message,) = caplog.messages
+    assert "(CUDA error: out of memory): lower --size" in message

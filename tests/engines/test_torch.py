@@ -5,13 +5,14 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from toonstream.engines.engine import NetworkSource
+from toonstream.engines.engine import NetworkSource, TensorSpec
 from toonstream.engines.memory import gpu_too_old, out_of_memory
 from toonstream.engines.replay import Buffered, GraphRecorder, Step
 from toonstream.engines.select import engine_name
@@ -194,6 +195,40 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.Monkey
     assert GraphRecorder()(step) is not step
 
 
+def test_a_step_that_may_not_be_recorded_is_asked_for_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not on torch's default stream, which cannot be recorded at all; and when it has run."""
+    gpu = Gpu()
+    monkeypatch.setattr(torch, "cuda", gpu)
+
+    def step() -> Mapping[str, Tensor]:
+        gpu.log.append("step")
+        return {}
+
+    assert GraphRecorder()(step, lambda: bool(gpu.log.append("asked"))) is step
+    assert gpu.log[-5:] == ["on side", "step", "step", "asked", "main waits for side"]
+
+
+def test_what_is_recorded_keeps_what_its_graph_works_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as an execution context of TensorRT's, and its memory."""
+    monkeypatch.setattr(torch, "cuda", Gpu())
+
+    class Held:
+        def __call__(self) -> Mapping[str, Tensor]:
+            return {}
+
+    step = Held()
+    left = weakref.ref(step)
+    replay = GraphRecorder()(step)
+    del step
+    gc.collect()
+    assert left() is not None
+    del replay
+    gc.collect()
+    assert left() is None
+
+
 class Attending(nn.Module):
     """A network of diffusers', as far as its attention can be switched."""
 
@@ -222,6 +257,48 @@ def test_memory_that_runs_out_says_what_to_lower() -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has less")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_runs_out_in_a_library_says_the_same(said: str) -> None:
+    with (
+        pytest.raises(EngineError, match=r"^unet: not enough GPU memory; lower.*--size"),
+        out_of_memory("unet"),
+    ):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="misaligned"), out_of_memory("unet"):
+        raise RuntimeError("CUDA error: misaligned address")
+
+
+def test_inputs_are_declared_as_what_it_computes_in() -> None:
+    """So that whoever keeps them for it keeps no more than that."""
+
+    class Timed(nn.Module):
+        inputs = (
+            TensorSpec(name="sample", dtype=torch.float32, shape=("batch",)),
+            TensorSpec(name="timestep", dtype=torch.float32, shape=("batch",)),
+            TensorSpec(name="count", dtype=torch.int64, shape=("batch",)),
+        )
+        outputs = (inputs[0],)
+        exact = ("timestep",)
+
+        def forward(self, sample: Tensor, timestep: Tensor, count: Tensor) -> tuple[Tensor]:
+            assert (sample.dtype, timestep.dtype, count.dtype) == (
+                torch.float16, torch.float32, torch.int64,
+            )  # fmt: skip
+            return (sample,)
+
+    network = TorchNetwork("timed", Timed(), CPU, torch.float16)
+    assert [spec.dtype for spec in network.inputs] == [torch.float16, torch.float32, torch.int64]
+    made = network({"sample": torch.ones(1), "timestep": torch.ones(1), "count": torch.ones(1)})
+    assert made["sample"].dtype == torch.float32
+
+
 def test_a_gpu_that_is_too_old_is_said_and_auto_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_too_old() is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -236,3 +313,66 @@ def test_a_gpu_that_is_too_old_is_said_and_auto_goes_without(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
     assert gpu_too_old() is None
     assert engine_name("auto") == "torch"
+
+
+class Refusing(Attending):
+    """A network whose attention is switched after a trial, which fails."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def enable_xformers_memory_efficient_attention(self) -> None:
+        self.switched = True
+        raise self.error
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        self.switched = False
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError(
+            "No operator found for `memory_efficient_attention_forward`\nquery: shape=(1, 2)"
+        ),
+        ModuleNotFoundError("Refer to https://github.com/facebookresearch/xformers", name="xformers"),
+        AttributeError("module 'xformers' has no attribute 'ops'"),
+        ValueError("torch.cuda.is_available() should be True but is False."),
+    ],
+)
+def test_an_xformers_that_does_not_work_is_said_and_left(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    installed = ModuleType("xformers")
+    installed.__spec__ = object()  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "xformers", installed)
+    module = nn.Sequential(Refusing(error), Attending())
+    assert not use_memory_efficient_attention(module)
+    assert not any(part.switched for part in module)
+    (message,) = caplog.messages
+    assert message == f"xformers does not work here, torch's own attention does: {str(error).splitlines()[0]}"
+
+
+def test_an_xformers_that_does_not_work_is_tried_once(
+    toy: NetworkSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[nn.Module] = []
+    monkeypatch.setattr(
+        "toonstream.engines.torch.use_memory_efficient_attention", lambda module: bool(tried.append(module))
+    )
+    monkeypatch.setattr("toonstream.engines.torch.TorchNetwork", lambda *given, **named: None)
+    engine = TorchEngine(device=torch.device("cuda"))
+    engine.load(toy)
+    engine.load(toy)
+    assert len(tried) == 1
+
+
+def test_a_network_that_cannot_be_built_without_the_extra_says_so(toy: NetworkSource) -> None:
+    def build() -> nn.Module:
+        raise ModuleNotFoundError("No module named 'diffusers'", name="diffusers")
+
+    with pytest.raises(
+        EngineError, match=r"toy in torch needs diffusers; run `pip install 'toonstream\[export"
+    ):
+        TorchEngine(device=CPU).load(replace(toy, build=build))

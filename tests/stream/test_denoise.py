@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toonstream.config import Mode
-from toonstream.errors import SettingError
+from toonstream.engines.engine import TensorSpec
+from toonstream.errors import EngineError, SettingError
 from toonstream.stream.denoise import Committed, Denoiser, DenoiseSettings
 from toonstream.stream.noise import frame_noise, mixed_noise
 from toonstream.stream.schedulers import make_scheduler
@@ -196,6 +197,85 @@ def test_between_two_windows_all_that_is_large_waits_elsewhere(mode, monkeypatch
         assert log.count("late") <= 20 * 3
 
 
+class Half:
+    """A network that computes with inputs in half precision, whatever it is given."""
+
+    outputs = ()
+
+    def __init__(self, network, *names, declared: bool):
+        self.network, self.names = network, names
+        self.given: set[torch.dtype] = set()
+        self.inputs = (
+            tuple(TensorSpec(name=name, dtype=torch.float16, shape=()) for name in names) if declared else ()
+        )
+
+    def __call__(self, tensors):
+        self.given |= {tensors[name].dtype for name in self.names}
+        rounded = {name: tensors[name].half().float() for name in self.names}
+        return self.network({**tensors, **rounded})
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("mode", ["wavefront", "skewed", "anchored"])
+def test_what_networks_take_in_half_precision_waits_in_it_and_nothing_changes(mode, early):
+    options = DenoiseSettings(window=6, stride=2, steps=3, guidance=2.0, mode=mode, controlnet_scales=SCALES)
+    made = []
+    for declared in (False, True):
+        networks, common = make(options)
+        networks["unet"] = Half(networks["unet"], "residual_0", "residual_mid", declared=declared)
+        for name in SCALES:
+            controlnet = networks[f"controlnet_{name}"]
+            networks[f"controlnet_{name}"] = Half(controlnet, "embedding", declared=declared)
+        denoiser = Denoiser(networks, **common, early=early)
+        committed, waited = [], set()
+        for hints in HINTS[:20]:
+            committed += denoiser.push(hints)
+            for frame in denoiser._frames.values():
+                waiting = (*frame.waiting.values(), *frame.embeddings.values())
+                waited |= {parked.take().dtype for parked in waiting}
+                assert frame.latents.take().dtype == torch.float32
+        made.append(latents(committed + denoiser.finish()))
+        assert waited == networks["unet"].given == {torch.float16 if declared else torch.float32}
+    assert torch.equal(*made)
+
+
+def test_a_network_may_come_that_takes_others():
+    """What waits for the one before is mixed with what is new."""
+    options = DenoiseSettings(window=6, stride=2, steps=3, controlnet_scales=SCALES)
+    networks, common = make(options)
+    expected = latents(streamed(Denoiser(networks, **common), 20))
+    networks["unet"] = Half(networks["unet"], "residual_0", "residual_mid", declared=True)
+    denoiser = Denoiser(networks, **common)
+    committed = [frame for hints in HINTS[:9] for frame in denoiser.push(hints)]
+    networks["unet"].inputs = ()
+    committed += [frame for hints in HINTS[9:20] for frame in denoiser.push(hints)]
+    assert networks["unet"].given == {torch.float16, torch.float32}
+    torch.testing.assert_close(latents(committed + denoiser.finish()), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("what", ["prepare", "enter", "finish"])
+def test_memory_that_runs_out_beside_the_networks_says_what_to_lower(what, monkeypatch):
+    options = DenoiseSettings(window=4, stride=2, steps=2, controlnet_scales=SCALES)
+    networks, common = make(options)
+    denoiser = Denoiser(networks, **common)
+    committed = [denoiser.push(hints) for hints in HINTS[:3]]
+    assert committed == [[], [], []]
+    frame = denoiser.prepare(HINTS[3], key=3, scene=0)
+
+    def exhausted(*tensors, **named):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has less")
+
+    monkeypatch.setattr(torch, "stack", exhausted)
+    monkeypatch.setattr(denoiser._host, "park", exhausted)
+    run = {
+        "prepare": lambda: denoiser.prepare(HINTS[4], key=4, scene=0),
+        "enter": lambda: denoiser.enter(frame),
+        "finish": denoiser.finish,
+    }
+    with pytest.raises(EngineError, match=r"frames in flight: not enough GPU .*2\.50 GiB\); lower.*--size"):
+        run[what]()
+
+
 def test_a_skewed_arrival_is_one_batch_of_mixed_timesteps():
     options = DenoiseSettings(
         window=4, stride=2, steps=3, guidance=2.0, mode="skewed", controlnet_scales=SCALES
@@ -204,11 +284,11 @@ def test_a_skewed_arrival_is_one_batch_of_mixed_timesteps():
     seen = []
     run = networks["unet"]
 
-    def unet(tensors):
+    def unet(**tensors):
         seen.append(tensors["timestep"].tolist())
         return run(tensors)
 
-    denoiser = Denoiser({**networks, "unet": unet}, **common)
+    denoiser = Denoiser({**networks, "unet": reference.StandIn(unet)}, **common)
     for hints in HINTS[:32]:
         denoiser.push(hints)
     assert seen[-1] == common["scheduler"].timesteps.tolist() * 2
@@ -367,11 +447,11 @@ def test_a_window_takes_the_mean_of_its_frames_words_and_controlnets_take_each_f
     seen = {"unet": [], "controlnet_outline": []}
 
     def listening(name):
-        def run(tensors):
+        def run(**tensors):
             seen[name].append(tensors["text"].clone())
             return networks[name](tensors)
 
-        return run
+        return reference.StandIn(run)
 
     denoiser = Denoiser({**networks, **{name: listening(name) for name in seen}}, **common)
     texts = [torch.full((1, 77, 4), float(place)) for place in range(6)]

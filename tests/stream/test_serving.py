@@ -20,6 +20,7 @@ from toonstream.engines.build import BuildJob, Built
 from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource, TensorSpec
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
+from toonstream.engines.weights import read_weights, replace_weights
 from toonstream.errors import EngineError, SettingError
 from toonstream.export.checkpoints import Model, open_model, shipped_model
 from toonstream.export.tokenizer import PromptTokenizer
@@ -184,6 +185,16 @@ def test_engines_that_were_built_without_a_gpu_do_on_one_of_their_kind(
         elsewhere.setattr(torch.cuda, "is_available", lambda: False)
         assert main([*words, "8.9"]) == 0
     assert open_stream_engine("tensorrt-rtx", model, choices, size=(64, 64)).name == "tensorrt-rtx"
+
+
+def test_a_lora_begins_on_engines_that_were_built_without_it(model: Model, gpu: Path) -> None:
+    """Its weights go in by refit, as `engines build` makes engines for the GPU that is there."""
+    assert main(["engines", "build", "toonlet", "--size", "64x64"]) == 0
+    unet = model.sources["unet"]
+    name, weight = next(iter(read_weights(unet).items()))
+    changed = replace(model, sources={**model.sources, "unet": replace_weights(unet, {name: weight + 1})})
+    engine = open_stream_engine("tensorrt-rtx", changed, Settings().resolve(model.defaults), size=(64, 64))
+    assert engine.name == "tensorrt-rtx"
 
 
 def test_while_one_network_is_not_built_torch_serves(model: Model, gpu: Path) -> None:

@@ -57,6 +57,7 @@ def test_a_network_is_built_once_and_kept(decoder: NetworkSource, tmp_path: Path
     assert built.size > decoder.onnx.stat().st_size  # type: ignore[union-attr]
     assert built.key["compute_capability"] == "8.9"
     assert built.key["precision"] == "float32"
+    assert built.key["flags"] == ["require_user_allocation"]  # its runs can be recorded
     assert any(line.startswith("toonlet vae_decoder: Building engine ") for line in said)
     said.clear()
     assert builder.build(decoder).built == built.built
@@ -267,6 +268,33 @@ class Refitting:
         self.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda content: Loaded())
 
 
+@pytest.mark.parametrize("refittable", [True, False])
+def test_a_network_with_other_weights_is_built_where_it_can_be_refitted(
+    decoder: NetworkSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refittable: bool
+) -> None:
+    """With a LoRA a stream begins on the engine that was built without it."""
+
+    def build(job: BuildJob, output: Path, **_: object) -> Built:
+        output.write_bytes(b"engine")
+        return Built(seconds=0.0, peak_bytes=None)
+
+    monkeypatch.setattr("toonstream.engines.tensorrt.engine.run_build", build)
+    name, weight = next(iter(read_weights(decoder).items()))
+    other = replace_weights(decoder, {name: weight + 1})
+    elsewhere = engine(tmp_path)  # for a GPU that is not here
+    with monkeypatch.context() as gpu:
+        gpu.setattr(torch.cuda, "is_available", lambda: True)
+        gpu.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+        here = engine(tmp_path, capability=None)
+    assert not here.is_built(other)
+    (here if refittable else elsewhere).build(decoder)
+    assert here.is_built(decoder)
+    assert here.is_built(other) == refittable
+    assert not elsewhere.is_built(other)
+    here.build(other)
+    assert here.is_built(other)
+
+
 @pytest.mark.parametrize("takes", [True, False])
 def test_on_a_gpu_weights_go_in_by_refit_and_where_they_do_not_by_another_build(
     decoder: NetworkSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes: bool
@@ -292,7 +320,7 @@ def test_on_a_gpu_weights_go_in_by_refit_and_where_they_do_not_by_another_build(
     other = replace_weights(decoder, {name: weight + 1})
     first = serving.load(decoder)
     assert first.refitted is None  # type: ignore[attr-defined]
-    assert [job.flags for job in built] == [frozenset({"refit"})]
+    assert [job.flags for job in built] == [frozenset({"refit", "require_user_allocation"})]
     changed = serving.load(other)
     assert len(runtime.weights) == 1
     assert read_weights(other)[name].numpy().tobytes() in runtime.weights[0]

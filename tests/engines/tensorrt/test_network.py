@@ -3,7 +3,8 @@
 import ctypes
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.replay import Step
+from toonstream.engines.tensorrt import network as network_module
 from toonstream.engines.tensorrt.network import TensorRtNetwork
 from toonstream.errors import EngineError
 
@@ -19,6 +21,7 @@ CPU = torch.device("cpu")
 MOST = 16  # the largest axis that the stand-in takes
 Kind = Enum("Kind", ["FLOAT", "HALF", "INPUT", "OUTPUT"])
 Strategy = Enum("Strategy", ["LAZY", "EAGER"])
+Allocation = Enum("Allocation", ["STATIC", "USER_MANAGED"])
 
 
 class Cache:
@@ -38,6 +41,13 @@ class Options:
 
     def __init__(self) -> None:
         self.cache: Cache | None = None
+        self.allocation = Allocation.STATIC
+
+    def get_execution_context_allocation_strategy(self) -> Allocation:
+        return self.allocation
+
+    def set_execution_context_allocation_strategy(self, strategy: Allocation) -> None:
+        self.allocation = strategy
 
     def create_runtime_cache(self) -> Cache:
         return Cache()
@@ -113,12 +123,28 @@ class Engine:
 
 
 class RtxContext(Context):
+    """Works in 100 bytes for every row of the image, which it is given."""
+
+    memory: tuple[int, int] = 0, 0
+
     def is_stream_capturable(self, stream: int) -> bool:
         return bool(self.runs) and stream == 7
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 100 * self.shape[0]
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= self.update_device_memory_size_for_shapes()
+        self.memory = memory, size
+
+    def execute_async_v3(self, stream: int) -> bool:
+        ctypes.memset(self.memory[0], 1, self.memory[1])  # a crash, where that is not ours any more
+        return super().execute_async_v3(stream)
 
 
 class RtxEngine(Engine):
     context = RtxContext
+    device_memory_size_v2 = 100 * MOST
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,8 +160,10 @@ class Recorder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def __call__(self, step: Step) -> Step:
-        self.steps.append(step)
+    def __call__(self, step: Step, may: Callable[[], bool]) -> Step:
+        step()
+        if may():
+            self.steps.append(step)
         return step
 
 
@@ -200,7 +228,7 @@ def test_a_workspace_without_room_says_what_to_lower() -> None:
 
 
 def test_memory_that_runs_out_says_what_to_lower() -> None:
-    def exhausted(step: Step) -> Step:
+    def exhausted(step: Step, may: Callable[[], bool]) -> Step:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
 
     with pytest.raises(EngineError, match=r"\(tried to allocate 2\.00 GiB\); lower.*--size"):
@@ -234,18 +262,65 @@ def test_kernels_that_cannot_be_kept_are_compiled_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [kernels]
 
 
-def test_what_cannot_be_recorded_is_not() -> None:
+def test_what_cannot_be_recorded_is_not_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
     run = network(RtxEngine(), record=recorder)
     run(image(1))
     assert len(recorder.steps) == 1
+    assert not caplog.messages
     run = network(RtxEngine(), record=recorder, stream=lambda: 8)
-    assert torch.equal(run(image(1))["doubled"], torch.full((1, 3), 2.0))
+    for batch in (1, 2):
+        assert torch.equal(run(image(batch))["doubled"], torch.full((batch, 3), 2.0))
     assert len(recorder.steps) == 1
+    assert caplog.messages == ["toy: TensorRT-RTX runs it without a CUDA graph, which is slower"]
+
+
+def test_contexts_work_in_the_same_memory_as_much_as_their_shapes_need() -> None:
+    engine = RtxEngine()
+    run = network(engine)
+    for batch in (1, 3, 2):
+        run(image(batch))
+    assert engine.options.allocation is Allocation.USER_MANAGED
+    first, second, third = (context.memory for context in engine.contexts)  # type: ignore[attr-defined]
+    assert (first[1], second[1]) == (100, 300)
+    assert third == second
+    assert first[0] != second[0]
+    # Neither went when a larger one came.
+    for batch in (1, 3, 2):
+        assert torch.equal(run(image(batch))["doubled"], torch.full((batch, 3), 2.0))
+
+
+def test_a_context_that_does_not_say_what_it_needs_gets_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RtxContext, "update_device_memory_size_for_shapes", lambda context: 0)
+    engine = RtxEngine()
+    network(engine)(image(1))
+    assert engine.contexts[0].memory[1] == RtxEngine.device_memory_size_v2  # type: ignore[attr-defined]
+
+
+def test_what_is_not_recorded_runs_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    def on(stream: Stream) -> nullcontext[None]:
+        return nullcontext(log.append(f"on {stream.name}"))
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("default"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    made = {"doubled": torch.ones(1)}
+    run = network_module._beside(lambda: log.append("run") or made, torch.device("cuda"))  # type: ignore[func-returns-value]
+    assert run() is made
+    assert log == ["side waits for default", "on side", "run", "default waits for side"]
 
 
 def test_an_engine_that_goes_leaves_its_memory_at_once() -> None:
-    def record(step: Step) -> Step:
+    def record(step: Step, may: Callable[[], bool]) -> Step:
         return step
 
     left = weakref.ref(record)

@@ -1,5 +1,6 @@
 """Motion modules against diffusers' (group norm joint over the frames) and the original's (per frame)."""
 
+import warnings
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from toonstream.errors import ModelError
 from toonstream.export.networks.temporal import FrameMajorMotion
@@ -109,3 +111,44 @@ def test_an_unknown_norm_is_refused() -> None:
     norm: Any = "window"
     with pytest.raises(ModelError, match="use joint"):
         FrameMajorMotion(motion_module(32), norm=norm)
+
+
+def test_many_pixels_attend_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's grid has an end: the paper's 1536² has 2 × 192² pixels in its widest layer."""
+    module = FrameMajorMotion(motion_module(256))
+    hidden = torch.randn(6, 256, 3, 5)
+    whole = module(hidden, num_frames=3)
+    attended: list[int] = []
+    attend = functional.scaled_dot_product_attention
+
+    def watch(query: Tensor, *others: Tensor, **named: float) -> Tensor:
+        attended.append(len(query))
+        return attend(query, *others, **named)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", watch)
+    monkeypatch.setattr("toonstream.export.networks.temporal._MOST_PIXELS", 12)
+    torch.testing.assert_close(module(hidden, num_frames=3), whole, rtol=1e-6, atol=1e-6)
+    assert attended == [12, 12, 6] * 2
+
+
+def test_a_graph_attends_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FrameMajorMotion(motion_module(256))
+
+    def exported() -> bytes:
+        path = tmp_path / "motion.onnx"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                (torch.randn(2, 256, 3, 5), None, None, None, 2),
+                path,
+                dynamo=False,
+                opset_version=20,
+                input_names=["hidden"],
+                dynamic_axes={"hidden": {2: "h", 3: "w"}},
+            )
+        return path.read_bytes()
+
+    whole = exported()
+    monkeypatch.setattr("toonstream.export.networks.temporal._MOST_PIXELS", 4)
+    assert exported() == whole

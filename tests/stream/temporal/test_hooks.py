@@ -166,15 +166,12 @@ def test_a_memory_is_asked_before_a_window_and_given_what_comes_of_it(mode):
     networks = offline.stand_in_networks()
     plain, seen = networks["unet"], []
 
-    def unet(tensors):
-        memory = tensors["memory"]
+    def unet(memory, **given):
         seen.append(memory)
-        given = {name: tensor for name, tensor in tensors.items() if name != "memory"}
-        sample = tensors["sample"]
-        return plain(given) | {"cache": sample.mean((2, 3, 4)) + memory}
+        return plain(given) | {"cache": given["sample"].mean((2, 3, 4)) + memory}
 
     memory = Remembering(sides=2)
-    made = denoiser({**networks, "unet": unet}, guidance=2.0, mode=mode, reference=memory)
+    made = denoiser({**networks, "unet": offline.StandIn(unet)}, guidance=2.0, mode=mode, reference=memory)
     streamed(made, 19, cut=6)
     assert memory.done == [list(range(19))] * 3
     assert memory.cuts == 1
