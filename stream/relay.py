@@ -35,6 +35,7 @@ __all__ = ["Relay", "RelayNews", "Session", "Source"]
 _TICK = 0.1  # seconds between two looks at whether to stop
 _NEWS = 1.0  # seconds between two reports
 _FLUSH = 10.0  # seconds that networks may take for what is in flight, and outlets for what waits
+_GOING = 64  # toons on their way through the outlets; what is older has been dropped there
 _LET_GO = 1.0  # seconds that a source in the middle of waiting for a network gets to notice a stop
 
 
@@ -218,6 +219,7 @@ class Relay:
         self._timeline = Timeline()
         self._playout = Playout(promise=promise)
         self._waiting: deque[LiveToon] = deque()  # for going out, in order
+        self._going: dict[int, LiveToon] = {}  # handed to the outlets, and written by none yet
         self._changed = threading.Condition()
         self._state = "opening"
         self._failure: ToonstreamError | None = None
@@ -367,7 +369,8 @@ class Relay:
                 rate=self._format.rate,
                 sound=self._format.sound,
                 bit_rate=self._bit_rate,
-            )
+            ),
+            self._note_written,
         )
         self._begun = True
         return True
@@ -413,7 +416,9 @@ class Relay:
                 items = self._playout.due(
                     now, everything=self._drained and self._hurry, keep_alive=not self._drained
                 )
-                shown = self._shown(items)
+                self._going |= {toon.toon.index: toon for toon in self._shown(items)}
+                while len(self._going) > _GOING:
+                    self._going.pop(next(iter(self._going)))
                 if not items:
                     if self._drained and not self._playout.waiting:
                         return
@@ -421,8 +426,13 @@ class Relay:
                     continue
             for item in items:
                 self._tee.offer(item)
-            for toon in shown:
-                self._session.note_shown(toon, self._clock())
+
+    def _note_written(self, frame: Frame) -> None:
+        """A destination has a frame, the first one: there its way ends."""
+        with self._changed:
+            toon = self._going.pop(frame.index, None)
+        if toon is not None:
+            self._session.note_shown(toon, self._clock())
 
     def _shown(self, items: list[Frame | Sound]) -> list[LiveToon]:
         """The toons among what goes out."""

@@ -83,10 +83,15 @@ class Outlet:
         self._ended = False
         self._abandoned = False
         self._sink: LiveSink | None = None
+        self._tell: Callable[[Frame], None] = lambda frame: None
         self._thread: threading.Thread | None = None
 
-    def begin(self, format_: OutputFormat) -> None:
-        """Say what will come; the destination is opened with the first picture."""
+    def begin(self, format_: OutputFormat, written: Callable[[Frame], None] = lambda frame: None) -> None:
+        """Say what will come; the destination is opened with the first picture.
+
+        `written` is told of every frame, once it has been, on the outlet's thread.
+        """
+        self._tell = written
         self._thread = threading.Thread(
             target=self._run, args=(format_,), name=f"outlet {self.name}", daemon=True
         )
@@ -190,6 +195,7 @@ class Outlet:
                 if isinstance(item, Frame):
                     sink.write(item)
                     self._written += 1
+                    self._tell(item)
                 else:
                     sink.hear(item)
                 if not proven and self._clock() - since >= _PROVEN:
@@ -258,10 +264,10 @@ class Tee:
         failures = [outlet.failure for outlet in self.outlets]
         return failures[-1] if failures and all(failures) else None
 
-    def begin(self, format_: OutputFormat) -> None:
-        """Say what will come."""
+    def begin(self, format_: OutputFormat, written: Callable[[Frame], None] = lambda frame: None) -> None:
+        """Say what will come; `written` is told of every frame that an outlet has written, on its thread."""
         for outlet in self.outlets:
-            outlet.begin(format_)
+            outlet.begin(format_, written)
 
     def offer(self, item: Frame | Sound) -> None:
         """Give every outlet a picture or sound; never waits."""

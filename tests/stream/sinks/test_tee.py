@@ -123,6 +123,21 @@ def test_a_slow_outlet_drops_the_oldest_and_holds_up_nobody():
     assert quick.written == list(range(200))
 
 
+def test_it_is_told_what_is_written_and_not_what_only_waits():
+    place, told = Place(), []
+    place.free.clear()
+    tee = Tee([Outlet(place.destination, QUICK)])
+    tee.begin(FORMAT, lambda frame: told.append(frame.index))
+    for index in range(40):
+        tee.offer(frame(index))
+        tee.offer(sound(index))
+    assert told == []
+    place.free.set()
+    tee.close(SECONDS)
+    assert told == place.written
+    assert len(told) == tee.outlets[0].statistics.frames < 40
+
+
 def test_sound_alone_does_not_pile_up():
     place = Place()
     place.free.clear()
