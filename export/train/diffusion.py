@@ -6,6 +6,7 @@ outline and colours leave little to chance. For the same reason it is x0 that is
 drawn follows from the hints, and noise, or velocity, would have to be carried through the network unharmed.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,6 +264,7 @@ def train_pictures(
         load_part(text_encoder, start / "text_encoder")
         for name, control in controls.items():
             load_part(control, start / f"controlnet_{name}")
+        _copy_tokenizer(start, folder)
     stack = _stack(folder, unet, controls, text_encoder, autoencoder)
     if not (folder / CHECKPOINT).exists():
         lost = telling_phrases() if start is None else silent_choices(text_encoder, stack.tokenizer)
@@ -351,6 +353,13 @@ def _wake(control: ControlNetModel) -> None:
     nn.init.zeros_(control.conv_in.weight)
     for convolution in (*control.controlnet_down_blocks, control.controlnet_mid_block):
         nn.init.xavier_uniform_(convolution.weight, gain=0.5)
+
+
+def _copy_tokenizer(start: Path, folder: Path) -> None:
+    """Go on with the same one: another training may number tokens that are alike in another order."""
+    target = folder / "tokenizer"
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(start / "tokenizer" / "tokenizer.json", target)
 
 
 def _stack(
