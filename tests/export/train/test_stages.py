@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
-from toonstream.export.checkpoints import open_model
+from toonstream.export.checkpoints import open_model, shipped_model
 from toonstream.export.train import autoencoder, diffusion, words
 from toonstream.export.train.__main__ import main
 from toonstream.export.train.data import Pictures
@@ -47,6 +48,16 @@ def test_batches_depend_on_the_seed_alone(data: Path) -> None:
     assert torch.equal(one.target, again.target)
     assert one.captions == again.captions
     assert not torch.equal(one.target, other.target)
+
+
+def test_a_start_brings_its_tokenizer(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its embeddings are numbered by it; another training may number them otherwise."""
+    monkeypatch.setattr(diffusion, "_FITTED", 1)
+    start = shipped_model()
+    vae = AutoencoderTiny.from_pretrained(start / "vae").float()
+    diffusion.train_pictures(Pictures(data), vae, tmp_path, steps=0, size=2, seed=0, start=start)
+    taken, own = (folder / "tokenizer" / "tokenizer.json" for folder in (tmp_path, start))
+    assert taken.read_bytes() == own.read_bytes()
 
 
 def test_all_stages_run_resume_and_pack(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
