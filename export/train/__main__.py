@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=10000)
     parser.add_argument("--pictures-steps", type=int, default=6000)
     parser.add_argument("--motion-steps", type=int, default=2000)
-    parser.add_argument("--decoder-steps", type=int, default=600)
+    parser.add_argument("--decoder-steps", type=int, default=1000)
     arguments = parser.parse_args()
     run: Path = arguments.output
     seed: int = arguments.seed
