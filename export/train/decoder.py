@@ -28,7 +28,7 @@ from toonstream.export.train.diffusion import LAST, Stack, open_stack
 __all__ = ["train_decoder"]
 
 _RATE = 4e-4
-_FLAT_WEIGHT = 0.3  # flat areas are the denoiser's business: with more, edges get softer, and flat ones no better
+_FLAT_WEIGHT = 0.3  # flat areas are the denoiser's: with more, edges get softer, and these no better
 
 
 def train_decoder(

@@ -37,11 +37,11 @@ class OutputPlace:
             os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except OutputError:
             raise
-        except FileNotFoundError as error:
-            raise OutputError(
-                f"{path.parent} does not exist: make that folder first, or choose another"
-            ) from error
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not path.parent.exists():
+                raise OutputError(
+                    f"{path.parent} does not exist: make that folder first, or choose another"
+                ) from error
             raise OutputError(
                 f"{path} cannot be written ({error.strerror}): choose another with -o"
             ) from error

@@ -126,7 +126,7 @@ def test_an_output_that_may_not_be_written(
     make_clip: MakeClip, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = make_clip(seconds=0.1)
-    for place, says in (("/proc/toon.mp4", "cannot be written to"), ("/dev/full", "end it in .mp4")):
+    for place, says in (("/proc/toon.mp4", "cannot be written"), ("/dev/full", "end it in .mp4")):
         said = refused(clip, "-o", place, *QUICK, capsys=capsys)
         assert place.rsplit("/", 1)[0] in said
         assert says in said

@@ -323,5 +323,5 @@ def test_on_a_filmed_pan_the_flow_warped_error_falls_and_lines_stay() -> None:
             meter.push(survey.push(toon.source.image), toon.toon.image)
         figures.append(meter.figures)
     plain, fused = figures
-    assert fused.ratio < 0.97 * plain.ratio
+    assert fused.ratio < 0.985 * plain.ratio  # the steadier the model, the less there is to gain
     assert fused.sharpness > 0.9 * plain.sharpness
