@@ -17,6 +17,7 @@ from toonstream.stream.opening import open_for, prepare_frames
 from toonstream.stream.pipeline import Progress, run
 from toonstream.stream.serving import open_stream_engine
 from toonstream.stream.sinks.file import FileSink
+from toonstream.stream.sinks.place import reported
 from toonstream.stream.sizes import rendered_size
 from toonstream.stream.sources.file import Damage, FileSource, SourceInfo
 from toonstream.stream.stylizer import Toon
@@ -220,7 +221,7 @@ def _check_contact_sheet(path: Path | None, *, keep: Sequence[Path | None]) -> N
     """Find out before the work and not after it that there is no place for the sheet."""
     if path is None:
         return
-    try:
+    with reported(path, "put the contact sheet elsewhere"):
         if not path.parent.is_dir():
             raise OutputError(
                 f"{path.parent} is not a folder: make it first, or put the contact sheet elsewhere"
@@ -229,9 +230,3 @@ def _check_contact_sheet(path: Path | None, *, keep: Sequence[Path | None]) -> N
             raise OutputError(f"{path} is a folder: give the contact sheet another name")
         if path.exists() and any(each and each.exists() and path.samefile(each) for each in keep):
             raise OutputError(f"{path} is what is drawn from: give the contact sheet another name")
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}): put the contact sheet elsewhere"
-        ) from error

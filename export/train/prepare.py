@@ -122,8 +122,9 @@ class SteadyTeacher:
 
 def flattened(item: Item) -> Picture:
     """The `flat` rendering; of a scene without smoothing, which reaches over the borders of areas."""
-    even = item.picture if item.areas is None else even_out(item.picture, item.areas)
-    return to_bytes(flatten(even.astype(np.float32) / 255.0, rounds=4 if item.areas is None else 0))
+    if item.areas is None:
+        return to_bytes(flatten(item.picture.astype(np.float32) / 255.0))
+    return to_bytes(flatten(even_out(item.picture, item.areas).astype(np.float32) / 255.0, rounds=0))
 
 
 def to_bytes(image: NDArray[np.float32]) -> Picture:

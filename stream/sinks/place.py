@@ -2,12 +2,14 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
 from toonstream.errors import OutputError
 
-__all__ = ["OutputPlace"]
+__all__ = ["OutputPlace", "reported"]
 
 _STEM = 50  # characters of a name that are kept in longer ones: file systems take 255 bytes
 
@@ -30,21 +32,11 @@ class OutputPlace:
         Raises:
             OutputError: nothing can be written there, or it is `source` itself under whatever name.
         """
-        try:
+        with reported(path, "choose another with -o"):
             self.target = _checked(path, source)
             stem, suffix = self.target.stem[:_STEM], self.target.suffix
             self.temporary = self.target.with_name(f".{stem}.{secrets.token_hex(4)}.partial{suffix}")
             os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except OutputError:
-            raise
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and not path.parent.exists():
-                raise OutputError(
-                    f"{path.parent} does not exist: make that folder first, or choose another"
-                ) from error
-            raise OutputError(
-                f"{path} cannot be written ({error.strerror}): choose another with -o"
-            ) from error
 
     @property
     def is_taken(self) -> bool:
@@ -69,6 +61,25 @@ class OutputPlace:
     def discard(self) -> None:
         """Remove the temporary file."""
         self.temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def reported(path: Path, advice: str) -> Iterator[None]:
+    """Turn what the file system says of a path into an error with advice.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            raise OutputError(
+                f"{path.parent} does not exist: make that folder first, or choose another"
+            ) from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}): {advice}") from error
 
 
 def _checked(path: Path, source: Path | None) -> Path:
