@@ -16,6 +16,7 @@ from toonstream.stream.frame import Frame
 from toonstream.stream.schedulers import Scheduler
 from toonstream.stream.temporal.picture import ReferencePicture, read_picture
 from toonstream.stream.temporal.reference import FrameMemory, Remembering
+from toonstream.stream.tiling import Cost, Tiled, available_memory
 
 __all__ = ["Attending"]
 
@@ -80,10 +81,15 @@ class Attending:
 
         look_at = None
         if self.picture is not None:
+            encoder = Tiled(
+                networks["vae_encoder"],
+                cost=Cost.of(model.vae_config, itemsize=2 if text.is_cuda else 4),
+                memory=available_memory(text.device),
+            )
             look_at = ReferencePicture(
                 self.picture,
                 hints=hints,
-                networks=networks,
+                networks={**networks, "vae_encoder": encoder},
                 scheduler=scheduler,
                 scales=defaults.controlnets,
                 guidance=guidance,

@@ -10,7 +10,8 @@ several windows have run is remembered as the last of them saw it.
 are alike, however many they are; the picture weighs `picture_strength` times.
 
 **What it takes.** For each step, layer and guidance side, the features of `sink + recent` frames and of the
-picture, whatever the stream's length; those of a GPU wait in host memory.
+picture, whatever the stream's length; those of a GPU wait in host memory. They are kept as the UNet takes
+them, in half precision where it computes in that.
 """
 
 from collections import deque
@@ -25,6 +26,7 @@ from toonstream.engines.engine import Network
 from toonstream.engines.parking import HostMemory, Parked
 from toonstream.errors import SettingError
 from toonstream.export.networks.reference import BIAS, EMPTY, FEATURES, REMEMBERED, divisor
+from toonstream.stream.evaluate import as_taken
 
 __all__ = ["FrameMemory", "Remembering", "empty_inputs", "feature_channels"]
 
@@ -93,6 +95,7 @@ class FrameMemory:
         device: torch.device,
         look_at: Callable[[tuple[int, int]], Sequence[Mapping[str, Tensor]]] | None = None,
     ) -> None:
+        self._unet = unet
         self._channels = feature_channels(unet)
         self._remembering = remembering
         self._places = remembering.sink + remembering.recent + (look_at is not None)
@@ -145,15 +148,7 @@ class FrameMemory:
         frames, outputs = kept
         for index in indices:
             room = len(level.sink) < self._remembering.sink
-            (level.sink if room else level.recent).append(
-                {
-                    # A copy: a slice would hold on to the whole window.
-                    REMEMBERED + name.removeprefix(FEATURES): self._host.park(
-                        output[:, index - frames.start].clone()
-                    )
-                    for name, output in outputs.items()
-                }
-            )
+            (level.sink if room else level.recent).append(self._park(outputs, index - frames.start))
 
     def cut(self) -> None:
         """See `ReferenceMemory.cut`. The picture stays."""
@@ -172,12 +167,16 @@ class FrameMemory:
         if self._look_at is None:
             return
         for level, outputs in zip(self._levels, self._look_at(latent_size), strict=True):
-            level.picture = [
-                {
-                    REMEMBERED + name.removeprefix(FEATURES): self._host.park(output[:, 0].clone())
-                    for name, output in outputs.items()
-                }
-            ]
+            level.picture = [self._park(outputs, 0)]
+
+    def _park(self, outputs: Mapping[str, Tensor], place: int) -> Features:
+        """Keep the features of one frame of a window."""
+        # Copies: a slice would hold on to the whole window.
+        features = {
+            REMEMBERED + name.removeprefix(FEATURES): output[:, place].clone()
+            for name, output in outputs.items()
+        }
+        return {name: self._host.park(tensor) for name, tensor in as_taken(self._unet, features).items()}
 
 
 def feature_channels(unet: Network) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What is remembered, for how long, and how much of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 
 import pytest
@@ -171,6 +171,29 @@ def test_what_is_remembered_is_a_copy_of_its_own() -> None:
         parked.take() for level in remembering._levels for kept in level.recent for parked in kept.values()
     ]
     assert [tensor.untyped_storage().nbytes() for tensor in held] == [2 * 2 * 3 * 4, 2 * 8 * 4 * 2 * 4]
+
+
+def test_features_wait_in_what_the_network_computes_in() -> None:
+    class Half(Unet):
+        """As torch declares it on a GPU."""
+
+        inputs = tuple(replace(tensor, dtype=torch.float16) for tensor in Unet.inputs)
+
+    remembering = FrameMemory(
+        Half(),
+        remembering=Remembering(recent=1),
+        steps=1,
+        sides=SIDES,
+        device=CPU,
+        look_at=lambda size: [seen([700], size)],
+    )
+    remembering.inputs(0, range(2), SIZE)
+    remembering.keep(0, range(2), seen([0, 1]))
+    remembering.climbed(0, [0])
+    level = remembering._levels[0]
+    held = [parked.take() for kept in (*level.recent, *level.picture) for parked in kept.values()]
+    assert [tensor.dtype for tensor in held] == [torch.float16] * 4
+    assert told(remembering.inputs(0, range(1, 3), SIZE)) == [700, 0]
 
 
 def test_strength_is_shared_among_frames_and_the_picture_has_its_own() -> None:
