@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from toonstream.server.fanout import Drop, Timed
 from toonstream.server.live import Deliver
+from toonstream.server.peers import too_large
 from toonstream.server.seams import ask_for_missing, ask_for_picture
 from toonstream.server.timing import CaptureClock
 from toonstream.stream.clock import Clock, monotonic
@@ -99,10 +100,7 @@ async def read_video(
             quiet, seen = 0.0, True
             assert isinstance(frame, VideoFrame)
             if max(frame.width, frame.height) > frame_side:
-                size = f"{frame.width}x{frame.height}"
-                return Ending(
-                    reason=f"pictures of {size} are too large: send at most {frame_side} pixels a side"
-                )
+                return Ending(reason=too_large(frame.width, frame.height, frame_side))
             if len(newest) >= DEPTH:
                 newest.popleft()
                 dropped("intake", "slow")

@@ -22,11 +22,12 @@ from aiortc.rtcrtpparameters import RTCRtpCodecCapability
 
 from toonstream.errors import InputError
 from toonstream.server.sdp import Fragment, Offer, sending_codecs
-from toonstream.server.seams import on_lost_picture, trust_any_key
+from toonstream.server.seams import before_decoding, on_lost_picture, trust_any_key
 from toonstream.server.settings import Codec, IceServer
 from toonstream.server.tracks import LaneTrack
+from toonstream.stream.sources.coded import H264_ALIGNMENT, claimed_size
 
-__all__ = ["Peer"]
+__all__ = ["Peer", "too_large"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ class Peer:
     Args:
         ice_servers: for our own candidates.
         codec: put first where the client knows it.
-        lost: told once, with a reason, when the connection fails, ends, or never comes about.
+        frame_side: pixels that the longer side of a received picture may have.
+        lost: told once, with a reason, when the connection fails, ends, never comes about, or brings
+            pictures that are too large.
 
     Attributes:
         etag: of the ICE session.
@@ -63,7 +66,12 @@ class Peer:
     """
 
     def __init__(
-        self, *, ice_servers: Sequence[IceServer], codec: Codec, lost: Callable[[str], None]
+        self,
+        *,
+        ice_servers: Sequence[IceServer],
+        codec: Codec,
+        frame_side: int,
+        lost: Callable[[str], None],
     ) -> None:
         servers = [
             RTCIceServer(urls=server.url, username=server.username, credential=server.credential)
@@ -72,6 +80,7 @@ class Peer:
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         trust_any_key(self._connection)
         self._codec = codec
+        self._frame_side = frame_side
         self._lost = lost
         self._ice_user = ""
         self._candidates_left = 0
@@ -125,6 +134,7 @@ class Peer:
                 transceiver = connection.addTransceiver(track, direction=direction)
                 if track.kind == "video":
                     transceiver.setCodecPreferences(_preferred(self._codec))
+                    before_decoding(transceiver.receiver, self._fits)
                 on_lost_picture(transceiver.sender, track.want_key)
         try:
             await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
@@ -178,6 +188,18 @@ class Peer:
         except TimeoutError:
             _log.warning("a peer did not close within %g s and is left alone", CLOSE_SECONDS)
 
+    def _fits(self, codec: str, data: bytes) -> bool:
+        """Whether a frame may be decoded: pictures of the size that it claims are not too large."""
+        try:
+            size = claimed_size(codec, data)
+        except ValueError:  # what we cannot read, a decoder may read as anything
+            return False
+        if size is None or max(size) <= -(-self._frame_side // H264_ALIGNMENT) * H264_ALIGNMENT:
+            return True
+        if self._closing is None:
+            self._lost(too_large(*size, self._frame_side))
+        return False
+
     def _state_changed(self) -> None:
         state = self.state
         if state == "connected" and self._deadline is not None:
@@ -192,6 +214,11 @@ class Peer:
     def _give_up(self) -> None:
         if self.state != "connected" and self._closing is None:
             self._lost("no connection came about in time")
+
+
+def too_large(width: int, height: int, frame_side: int) -> str:
+    """The reason why pictures are not taken."""
+    return f"pictures of {width}x{height} are too large: send at most {frame_side} pixels a side"
 
 
 def _preferred(first: Codec) -> list[RTCRtpCodecCapability]:

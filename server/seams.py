@@ -1,21 +1,24 @@
-"""The four places where aiortc's public interface does not reach, and nothing else.
+"""The five places where aiortc's public interface does not reach, and nothing else.
 
 Three are about pictures lost on the way. Without them the stream still heals, at the next key frame that
 the encoders send anyway; should a version of aiortc rename what is used here, that is what is left. The
-fourth lets in peers that aiortc would turn away.
+fourth lets in peers that aiortc would turn away. The fifth looks at pictures before they are decoded; what
+it keeps out is then kept out afterwards.
 """
 
 from collections.abc import Callable
+from queue import Queue
 from typing import Any
 
 from aiortc import RTCCertificate, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
 
-__all__ = ["ask_for_missing", "ask_for_picture", "on_lost_picture", "trust_any_key"]
+__all__ = ["ask_for_missing", "ask_for_picture", "before_decoding", "on_lost_picture", "trust_any_key"]
 
 # Each is for keys of elliptic curves, as browsers have them, and for RSA, as GStreamer has it.
 _SUITES = ("AES128-GCM-SHA256", "CHACHA20-POLY1305", "AES128-SHA", "AES256-SHA")
 _CIPHERS = ":".join(f"ECDHE-{key}-{suite}" for key in ("ECDSA", "RSA") for suite in _SUITES)
 _CERTIFICATES = "_RTCPeerConnection__certificates"
+_DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"
 
 
 class _Certificate(RTCCertificate):
@@ -64,3 +67,22 @@ def on_lost_picture(sender: RTCRtpSender, tell: Callable[[], None]) -> None:
     """
     if hasattr(sender, "_send_keyframe"):
         setattr(sender, "_send_keyframe", tell)  # noqa: B010 not part of aiortc's types
+
+
+class _Gate(Queue[Any]):
+    """aiortc's way from the network to its decoder, where `fits` is asked about every frame."""
+
+    def __init__(self, fits: Callable[[str, bytes], bool]) -> None:
+        super().__init__()
+        self._fits = fits
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Take a codec and a frame, or None for the end."""
+        if item is None or self._fits(item[0].name.lower(), item[1].data):
+            super().put(item, block, timeout)
+
+
+def before_decoding(receiver: RTCRtpReceiver, fits: Callable[[str, bytes], bool]) -> None:
+    """Have `fits` say of each frame's codec and data whether it may be decoded. Call it before any came."""
+    if hasattr(receiver, _DECODER_QUEUE):
+        setattr(receiver, _DECODER_QUEUE, _Gate(fits))

@@ -125,7 +125,13 @@ class Stage:
 
     def make_peer(self, lost: Callable[[str], None]) -> Peer:
         """Prepare a connection with the server's settings."""
-        return Peer(ice_servers=self._settings.ice_servers, codec=self._settings.codec, lost=lost)
+        settings = self._settings
+        return Peer(
+            ice_servers=settings.ice_servers,
+            codec=settings.codec,
+            frame_side=settings.limits.frame_side,
+            lost=lost,
+        )
 
     def connect(self, peer: Peer, tracks: Sequence[LaneTrack]) -> None:
         """Say to each track where its packets come from, now that the codec is known."""

@@ -6,15 +6,19 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from statistics import median
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from aiortc.codecs.h264 import H264Decoder
+from aiortc.codecs.vpx import Vp8Decoder
 from av import AudioFrame, VideoFrame
 from stand_in import Camera, Client, Microphone, Running, connect, is_like, running, until, watchdog
 
 from toonstream.server.encode import Picture, VideoEncoder
 from toonstream.server.settings import Limits, ServerSettings
+from toonstream.stream.sources.coded import claimed_size
 
 RED, CYAN = (240, 30, 30), (15, 225, 225)
 GREEN, MAGENTA = (30, 200, 30), (225, 55, 225)
@@ -155,6 +159,60 @@ async def test_pictures_that_are_too_large_end_their_session_only() -> None:
             await ended(service, client) == "pictures of 256x96 are too large: send at most 200 pixels a side"
         )
         await client.close()
+
+
+class Huge(Camera):
+    """A camera that encodes its pictures, and from the tenth on claims that they are far larger."""
+
+    def __init__(self, codec: str) -> None:
+        super().__init__(RED)
+        self._codec = codec
+        self._encoder = VideoEncoder(codec, bitrate=500_000)
+
+    async def recv(self):  # type: ignore[no-untyped-def]
+        frame = await super().recv()
+        picture = Picture(frame.to_ndarray(format="rgb24"), frame.pts, 0.0)
+        (encoded,) = self._encoder.encode(picture, key=self.index % 10 == 1)
+        packet = encoded.packet
+        if self.index > 10 and encoded.key:
+            packet = av.Packet(self._large() if self._codec == "h264" else self._lying(bytes(packet)))
+            packet.pts = encoded.packet.pts
+        packet.time_base = frame.time_base
+        return packet
+
+    @staticmethod
+    def _lying(key_frame: bytes) -> bytes:
+        return key_frame[:6] + (16_383).to_bytes(2, "little") * 2 + key_frame[10:]
+
+    @staticmethod
+    def _large() -> bytes:
+        image = np.zeros((1088, 4096, 3), np.uint8)
+        (encoded,) = VideoEncoder("h264", bitrate=500_000).encode(Picture(image, 0, 0.0), key=True)
+        return bytes(encoded.packet)
+
+
+@pytest.mark.parametrize(("codec", "size"), [("vp8", "16383x16383"), ("h264", "4096x1088")])
+async def test_no_decoder_gets_to_see_pictures_that_are_too_large(
+    service: Running, monkeypatch: pytest.MonkeyPatch, codec: str, size: str
+) -> None:
+    decoded: list[tuple[int, int] | None] = []
+    for name, kind in (("vp8", Vp8Decoder), ("h264", H264Decoder)):
+
+        def decode(self: Any, frame: Any, name: str = name, decode: Any = kind.decode) -> Any:
+            decoded.append(claimed_size(name, frame.data))
+            return decode(self, frame)
+
+        monkeypatch.setattr(kind, "decode", decode)
+    good = await connect(service.http, "/whip", Camera(GREEN))
+    await good.picture(is_like(MAGENTA))
+    client = await connect(service.http, "/whip", Huge(codec), codec=codec, listen=False)
+    (_, session) = service.server.registry.sessions
+    await until(lambda: session.over_because is not None)
+    assert session.over_because == f"pictures of {size} are too large: send at most 2048 pixels a side"
+    await good.picture(is_like(MAGENTA))
+    assert {(128, 96)} <= {*decoded} <= {(128, 96), None}
+    for each in (client, good):
+        await each.close()
 
 
 class Black(Camera):
