@@ -4,9 +4,13 @@
     <folder>/<key>/manifest.json   its key in full, size, checksum, when it was built and how long that took
     <folder>/.building/            what is being built; nothing here is ever taken for an engine
     <folder>/.locks/               one file per key, locked by the process that builds it
+    <folder>/.checksums            of the weights that engines were built of, see `engines.checksums`
 
 An engine gets its name when it is whole, by one rename. The lock is the operating system's: when a process is
 killed, its lock is free at once.
+
+An engine itself is read whole and held against its checksum each time that it is loaded: what has damaged it
+need not show in its size or time.
 """
 
 import hashlib
@@ -20,6 +24,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import cast
 
+from toonstream.engines.checksums import Checksums
 from toonstream.engines.shapes import Triple
 from toonstream.errors import EngineError
 
@@ -122,11 +127,15 @@ class EngineStore:
     """A folder of built engines, shared by any number of processes.
 
     Args:
-        folder: where; None is `engines` in `cache_folder()`. It is made when the first engine is.
+        folder: where; None is `engines` in `cache_folder()`. It is made when something is kept.
+
+    Attributes:
+        checksums: of the weights that engines are built of.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_folder() / "engines"
+        self.checksums = Checksums(self.folder / ".checksums")
 
     def find(self, key: EngineKey) -> StoredEngine | None:
         """Give the engine of a key, or None where there is none; it may be damaged."""

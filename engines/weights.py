@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toonstream.engines.checksums import Checksums
 from toonstream.engines.engine import NetworkSource
 from toonstream.engines.onnx_file import onnx_file
 from toonstream.errors import EngineError
@@ -192,10 +193,23 @@ def rewrite(source: NetworkSource, folder: Path) -> Path:
     return Path(shutil.copyfile(onnx, folder / onnx.name))
 
 
-def network_checksum(onnx: Path) -> str:
-    """SHA-256 over a graph and those bytes that it points to; of a shared weights' file, no others."""
-    digest = hashlib.sha256(onnx.read_bytes())
-    for _, place in sorted(stored_weights(onnx).items()):
+def network_checksum(onnx: Path, *, kept: Checksums | None = None) -> str:
+    """SHA-256 over a graph and those bytes that it points to; of a shared weights' file, no others.
+
+    Args:
+        onnx: the graph.
+        kept: where checksums are kept; weights that have not changed are not read again.
+    """
+    graph, places = onnx.read_bytes(), stored_weights(onnx)
+    if kept is None:
+        return _read_checksum(graph, places)
+    files = {place.file for place in places.values()}
+    return kept.of(hashlib.sha256(graph).hexdigest(), files, lambda: _read_checksum(graph, places))
+
+
+def _read_checksum(graph: bytes, places: Mapping[str, Stored]) -> str:
+    digest = hashlib.sha256(graph)
+    for _, place in sorted(places.items()):
         with place.file.open("rb") as file:
             file.seek(place.offset)
             left = place.length

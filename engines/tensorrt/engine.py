@@ -103,13 +103,13 @@ class TensorRtEngine:
             EngineError: there is no ONNX file.
         """
         onnx, weights = onnx_file(source), weights_checksum(source.weights)
-        if (onnx, weights) not in self._keys:  # reading gigabytes of weights takes seconds
+        if (onnx, weights) not in self._keys:  # even a graph alone takes a while to read
             self._keys[onnx, weights] = self._key(source, onnx, weights)
         return self._keys[onnx, weights]
 
     def _key(self, source: NetworkSource, onnx: Path, weights: str) -> EngineKey:
         return EngineKey(
-            onnx=network_checksum(onnx),
+            onnx=network_checksum(onnx, kept=self._store.checksums),
             weights=weights,
             shapes=self._shapes(source),
             precision=computed_precision(onnx),
