@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toonstream.config import RenderSettings
+from toonstream.export.networks.base import spec
+from toonstream.export.networks.reference import BIAS
 from toonstream.stream.conditions import Conditioned
 from toonstream.stream.denoise import Denoiser, DenoiseSettings
 from toonstream.stream.frame import Frame
@@ -21,6 +23,7 @@ from toonstream.stream.pipeline import Stylizing
 from toonstream.stream.schedulers import make_scheduler
 from toonstream.stream.stylizer import Stylizer, Toon
 from toonstream.stream.temporal.fusion import make_fusion
+from toonstream.stream.temporal.reference import FrameMemory, Remembering
 from toonstream.stream.temporal.stages import in_stages
 
 SIZE = (48, 64)  # height, width
@@ -31,6 +34,7 @@ PARTS = [
     {"deflicker": "balanced", "deflicker_window": 2},
     {"deflicker": "accurate", "deflicker_window": 1, "skip": 2.0},
     {"keyframes": 3, "fusion": 1.0},
+    {"remember": 2, "shared_noise": 1.0},
 ]
 
 
@@ -46,13 +50,29 @@ class Echo:
         return dict(self._function(**tensors))
 
 
+class Attending:
+    """A UNet's place: it mixes the frames of a window with one another, and with those it is told of."""
+
+    inputs = (
+        spec("sample", "sides", "frames", 4, "h", "w"),
+        spec(BIAS, "sides", "remembered"),
+        spec("remembered_0_at_1", "sides", "remembered", "h", "w", 4),
+    )
+    outputs = ()
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        sample = tensors["sample"]
+        mixed = sample + sample.mean(1, keepdim=True) + tensors["residual"].reshape_as(sample)
+        if BIAS in tensors:
+            weight = torch.exp(tensors[BIAS])[..., None, None, None]
+            told = (weight * tensors["remembered_0_at_1"]).sum(1, keepdim=True)
+            mixed = mixed + told.permute(0, 1, 4, 2, 3)
+        return {"output": torch.sin(mixed), "features_0_at_1": sample.permute(0, 1, 3, 4, 2)}
+
+
 def stream(mode: str, steps: int, parts: Mapping[str, Any]) -> Stylizing:
     networks: dict[str, Any] = {
-        "unet": Echo(
-            lambda sample, timestep, text, residual: {
-                "output": torch.sin(sample + sample.mean(1, keepdim=True) + residual.reshape_as(sample))
-            }
-        ),
+        "unet": Attending(),
         "hint_outline": Echo(lambda hint: {"embedding": F.avg_pool2d(hint, 8)}),
         "controlnet_outline": Echo(
             lambda sample, timestep, text, embedding: {"residual": sample + 3 * embedding[:, :1]}
@@ -71,6 +91,12 @@ def stream(mode: str, steps: int, parts: Mapping[str, Any]) -> Stylizing:
         mode=mode,  # type: ignore[arg-type]
         **parts,
     )
+    memory = None
+    if settings.remember:
+        remembering = Remembering(sink=1, recent=settings.remember)
+        memory = FrameMemory(
+            networks["unet"], remembering=remembering, steps=steps, sides=1, device=torch.device("cpu")
+        )
     denoiser = Denoiser(
         networks,
         scheduler=make_scheduler(
@@ -89,6 +115,7 @@ def stream(mode: str, steps: int, parts: Mapping[str, Any]) -> Stylizing:
             controlnet_scales={"outline": 1.0},
         ),
         latent_channels=4,
+        reference=memory,
         fusion=make_fusion(settings.fusion, window=settings.window, steps=steps, multiple=8),
     )
     decoder = Echo(lambda latents: {"image": F.interpolate(torch.tanh(latents[:, :3]), scale_factor=8)})
@@ -118,9 +145,22 @@ def film(pictures: Iterable[NDArray[np.uint8]], scenes: Iterable[int]) -> list[C
 def test_a_committed_frame_never_changes(
     parts: Mapping[str, Any], mode: str, steps: int, before: int, cut: bool, seed: int
 ) -> None:
+    nothing_changes(mode, steps, parts, before=before, after=12, cut=cut, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "parts", [{"deflicker": "balanced", "deflicker_window": 1}, {"keyframes": 2}], ids=str
+)
+def test_nor_does_one_that_patchmatch_had_a_hand_in(parts: Mapping[str, Any]) -> None:
+    nothing_changes("wavefront", 1, {**parts, "matcher": "patchmatch"}, before=7, after=4, cut=False, seed=0)
+
+
+def nothing_changes(
+    mode: str, steps: int, parts: Mapping[str, Any], *, before: int, after: int, cut: bool, seed: int
+) -> None:
     random = np.random.default_rng(seed)
-    pictures = [random.integers(0, 256, (*SIZE, 3), np.uint8) for _ in range(before + 12)]
-    others = pictures[:before] + [random.integers(0, 256, (*SIZE, 3), np.uint8) for _ in range(6)]
+    pictures = [random.integers(0, 256, (*SIZE, 3), np.uint8) for _ in range(before + after)]
+    others = pictures[:before] + [random.integers(0, 256, (*SIZE, 3), np.uint8) for _ in range(after // 2)]
     given_out: list[list[Toon]] = []
     early = []
     for shown, cut_at in ((pictures, before if cut else 99), (others, 99)):
