@@ -3,6 +3,7 @@
 # On an NVIDIA card, with torch's CUDA build and its libraries:
 #   docker build -t toonstream:cuda --build-arg FLAVOUR=cuda .
 #   docker run --gpus all …
+# With podman or buildah, --format docker keeps the health check.
 
 ARG FLAVOUR=cpu
 ARG PYTHON=3.12
@@ -16,7 +17,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3 python3
 ENV PATH=/opt/python/bin:$PATH
 RUN pip install --no-cache-dir "torch>=2.11,<2.14"
 
-FROM ${FLAVOUR}
+FROM ${FLAVOUR:-cpu}
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
@@ -28,6 +29,8 @@ RUN pip install --no-cache-dir . && rm -rf /src/*
 
 RUN useradd --create-home --uid 10001 toon
 USER toon
+# Before it is a volume: one that the engine makes belongs to root, and nothing could be kept there.
+RUN mkdir -p /home/toon/.cache/toonstream
 WORKDIR /home/toon
 ENV TOONSTREAM_CACHE=/home/toon/.cache/toonstream PYTHONUNBUFFERED=1
 VOLUME /home/toon/.cache/toonstream
