@@ -31,6 +31,7 @@ from av.error import (
 )
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from toonstream.errors import InputError
 from toonstream.stream.frame import Frame
 from toonstream.stream.sources.clip import MAX_PIXELS
+from toonstream.stream.sources.coded import claimed_size
 from toonstream.stream.sources.picture import PictureReader
 from toonstream.stream.sources.rtmp import Publication, RtmpListener
 from toonstream.stream.sources.sound import Sound, SoundFormat
@@ -51,6 +53,7 @@ _NEARLY_SQUARE = Fraction(1, 50)
 _THREADS = 2
 _STORED = ("hls", "dash", "mov", "matroska", "avi", "gif")  # formats that come as fast as they are read
 _LATE = 1.0  # seconds behind its own times from which a paced source takes a new start
+_BLIND = 30.0  # seconds in which nothing can be decoded: more than from one key frame to the next
 _RTSP_PORT = 554
 _CALL_SECONDS = 0.5  # that reaching ourselves may take
 _LISTEN_SECONDS = 60.0  # between two looks at whether somebody connected and then said nothing
@@ -269,6 +272,7 @@ class LiveSource:
         if not pictures:
             raise InputError(f"{self.shown} has no video: give a source with pictures in it")
         picture = max(pictures, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+        self._check_size(picture.codec_context.width, picture.codec_context.height)
         sounds = [
             stream
             for stream in known
@@ -297,6 +301,7 @@ class LiveSource:
         size = (0, 0)
         unit = picture.time_base or TICK
         aspect = picture.sample_aspect_ratio or Fraction(1)
+        blind_since: float | None = None
         for packet in _packets(container, [picture] if sound is None else [picture, sound]):
             if self._stop.is_set():
                 return
@@ -311,8 +316,13 @@ class LiveSource:
                 continue
             except FFmpegError:
                 self._counts["corrupt"] += 1
+                self._check_claim(decoder, packet)
+                blind_since = self._clock() if blind_since is None else blind_since
+                if self._clock() - blind_since > _BLIND:
+                    raise InputError(f"nothing that {self.shown} shows can be decoded") from None
                 continue
             for frame in frames:
+                blind_since = None
                 time, captured = self._time(frame, unit, timeline, pace)
                 if self._stop.is_set():
                     return
@@ -334,6 +344,26 @@ class LiveSource:
                     ),
                     captured_at=captured,
                 )
+
+    def _check_claim(self, decoder: VideoCodecContext, packet: "Packet[Stream] | None") -> None:
+        """See whether a packet was not decoded for the size that it claims; raises InputError then."""
+        if packet is None:
+            return
+        data = bytes(packet.get_sidedata("new_extradata"))
+        if not data and (decoder.extradata or b"")[:1] != b"\1":  # a record: no headers in its packets
+            data = bytes(packet)
+        size = None
+        with suppress(ValueError):  # it is damaged, and no more is known
+            size = claimed_size(decoder.name, data)
+        if size is not None:
+            self._check_size(*size)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise InputError(
+                f"{self.shown} shows {width}x{height}, over the limit of {MAX_PIXELS:,} pixels a frame:"
+                " send smaller pictures"
+            )
 
     def _time(
         self, frame: VideoFrame, unit: Fraction, timeline: Timeline, pace: "_Pace | None"

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from toonstream.errors import InputError
 from toonstream.stream.frame import Frame
 from toonstream.stream.sinks.live import MuxSink, OutputFormat, Recipe
 from toonstream.stream.sinks.wire import UdpWriter
+from toonstream.stream.sources import live as live_module
 from toonstream.stream.sources.live import LiveSource, Opening, Picture, SourceGone
 from toonstream.stream.sources.open import open_source
 from toonstream.stream.sources.sound import Sound
@@ -63,11 +65,12 @@ def times(pictures):
     return [picture.frame.pts * picture.frame.time_base for picture in pictures]
 
 
-def write_ts(path, *, width=64, height=48, rate=25, frames=25, begin=0):
+def write_ts(path, *, width=64, height=48, rate=25, frames=25, begin=0, codec="libx264", format="mpegts"):
     """A clip of noise whose times begin anywhere."""
     rng = np.random.default_rng(width)
-    with av.open(str(path), "w", format="mpegts") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"tune": "zerolatency", "g": "10"})
+    options = {"tune": "zerolatency"} if codec == "libx264" else {"deadline": "realtime"}
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream(codec, rate=rate, options={**options, "g": "10"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 90_000)
         for index in range(frames):
@@ -120,6 +123,73 @@ def test_a_source_that_changes_size_rate_and_clock_in_the_middle(tmp_path):
     assert len(pictures) >= 70
     steps = [later - earlier for earlier, later in pairwise(times(pictures))]
     assert all(0 < step < 1 for step in steps)
+
+
+FLV_HEADER = 13  # bytes
+LARGE = "shows 160x96, over the limit of 10,000 pixels a frame: send smaller pictures"
+
+
+@pytest.mark.parametrize("kind", ["ts", "flv"])
+def test_pictures_that_are_too_large_from_the_beginning(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(live_module, "MAX_PIXELS", 10_000)
+    path = write_ts(tmp_path / "a.ts", width=160, height=96)
+    if kind == "flv":
+        path = remuxed(tmp_path / "a.flv", path)
+    with pytest.raises(InputError, match=LARGE):
+        read(live(open_source(str(path))))
+
+
+def remuxed(path, *sources):
+    """The packets of some clips, one after the other, in another container."""
+    with av.open(str(path), "w") as target:
+        stream, time = None, 0
+        for source in sources:
+            with av.open(str(source)) as container:
+                stream = stream or target.add_stream_from_template(container.streams.video[0])
+                for packet in container.demux(video=0):
+                    if packet.size:
+                        packet.stream, packet.pts = stream, time
+                        packet.dts, time = time, time + 3600
+                        target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["ts", "flv", "webm"])
+def test_pictures_that_become_too_large_in_the_middle(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(live_module, "MAX_PIXELS", 10_000)
+    codec = "libvpx" if kind == "webm" else "libx264"
+    small, large = (
+        write_ts(tmp_path / f"{width}.{kind}", width=width, height=96, frames=75, codec=codec, format=None)
+        for width in (64, 160)
+    )
+    path = tmp_path / f"both.{kind}"
+    if kind in ("ts", "flv"):
+        path.write_bytes(small.read_bytes() + large.read_bytes()[FLV_HEADER if kind == "flv" else 0 :])
+    else:
+        remuxed(path, small, large)
+    opening = open_source(str(path))
+    source = live(replace(opening, options=opening.options | {"probesize": "5000"}))
+    with pytest.raises(InputError, match=LARGE):
+        read(source)
+    assert 70 < source.statistics.pictures <= 75
+
+
+def test_a_source_of_which_nothing_can_be_decoded_for_long(tmp_path):
+    path, clock = tmp_path / "noise.nut", FastClock()
+    packets = []
+    with av.open(str(write_ts(tmp_path / "a.ts", frames=3))) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        with av.open(str(path), "w") as target:
+            stream = target.add_stream_from_template(container.streams.video[0])
+            for number in range(200):
+                packet = packets[0] if number < 2 else av.Packet(b"\0\0\1\x65" + bytes(50))
+                packet.stream, packet.time_base = stream, Fraction(1, 90_000)
+                packet.pts = packet.dts = number * 3600
+                target.mux(packet)
+    source = LiveSource(open_source(str(path)), clock=lambda: clock.wait(0.5) or clock.now, stop=clock)
+    with pytest.raises(InputError, match="nothing that .* shows can be decoded"):
+        read(source)
+    assert 50 < source.statistics.corrupt < 70
 
 
 def test_damaged_packets_are_counted_and_passed_over(tmp_path):
