@@ -65,11 +65,11 @@ def times(pictures):
     return [picture.frame.pts * picture.frame.time_base for picture in pictures]
 
 
-def write_ts(path, *, width=64, height=48, rate=25, frames=25, begin=0, codec="libx264", format="mpegts"):
+def write_ts(path, *, width=64, height=48, rate=25, frames=25, begin=0, codec="libx264", muxer="mpegts"):
     """A clip of noise whose times begin anywhere."""
     rng = np.random.default_rng(width)
     options = {"tune": "zerolatency"} if codec == "libx264" else {"deadline": "realtime"}
-    with av.open(str(path), "w", format=format) as container:
+    with av.open(str(path), "w", format=muxer) as container:
         stream = container.add_stream(codec, rate=rate, options={**options, "g": "10"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 90_000)
@@ -159,7 +159,7 @@ def test_pictures_that_become_too_large_in_the_middle(tmp_path, monkeypatch, kin
     monkeypatch.setattr(live_module, "MAX_PIXELS", 10_000)
     codec = "libvpx" if kind == "webm" else "libx264"
     small, large = (
-        write_ts(tmp_path / f"{width}.{kind}", width=width, height=96, frames=75, codec=codec, format=None)
+        write_ts(tmp_path / f"{width}.{kind}", width=width, height=96, frames=75, codec=codec, muxer=None)
         for width in (64, 160)
     )
     path = tmp_path / f"both.{kind}"
@@ -187,7 +187,7 @@ def test_a_source_of_which_nothing_can_be_decoded_for_long(tmp_path):
                 packet.pts = packet.dts = number * 3600
                 target.mux(packet)
     source = LiveSource(open_source(str(path)), clock=lambda: clock.wait(0.5) or clock.now, stop=clock)
-    with pytest.raises(InputError, match="nothing that .* shows can be decoded"):
+    with pytest.raises(InputError, match=r"nothing that .* shows can be decoded"):
         read(source)
     assert 50 < source.statistics.corrupt < 70
 
