@@ -13,6 +13,7 @@ from toonstream import __version__
 from toonstream.config import Deflickering, EngineName, LoraChoice, Matching, Mode, Settings, Size
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
+from toonstream.parser import Parser
 from toonstream.stream.address import is_address
 
 __all__ = ["main"]
@@ -35,28 +36,13 @@ _USAGE = """toonstream CLIP [options]     render CLIP as a toon clip
        toonstream compare CLIP | doctor | models | export | engines   and --help"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage; `toonstream --help` is one screen away."""
-        raise SettingError(f"{message}; see toonstream --help")
-
-
 class _HelpConsistency(argparse.Action):
     def __call__(self, *_: object) -> NoReturn:
         """Show the options that the first screen has no room for, and exit."""
-        parser = _Parser(
-            prog="toonstream",
-            usage="toonstream CLIP [options]",
-            add_help=False,
-            formatter_class=_formatter,
-        )
+        parser = Parser("toonstream", usage="toonstream CLIP [options]")
         _add_consistency(parser.add_argument_group("what keeps frames alike (off where not said)"))
         parser.print_help()
         parser.exit()
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.HelpFormatter(prog, max_help_position=26, width=80)
 
 
 def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> None:
@@ -94,13 +80,7 @@ def _add_consistency(group: argparse._ArgumentGroup, *, shown: bool = True) -> N
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="toonstream",
-        usage=_USAGE,
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=_formatter,
-    )
+    parser = Parser("toonstream", usage=_USAGE)
     parser.add_argument("subject", nargs="?", metavar="CLIP", help=argparse.SUPPRESS)
     parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
     for name in _OF_LIVE:  # known here to be read past

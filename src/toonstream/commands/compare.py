@@ -5,13 +5,13 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 from toonstream.commands.names import beside
 from toonstream.config import EngineName, LoraChoice, Settings, Size
-from toonstream.errors import SettingError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
 from toonstream.modes import mode_names, mode_options, parse_modes
+from toonstream.parser import Parser
 
 __all__ = ["run"]
 
@@ -25,27 +25,8 @@ source's own (1.00x is as steady as the film), its flicker in flat areas
 (levels), and frames a second while it drew."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise SettingError(f"{message}; see toonstream compare --help")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=80)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="toonstream compare",
-        usage=_USAGE,
-        description=_DESCRIPTION,
-        epilog=_epilog(),
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=_Formatter,
-    )
+    parser = Parser("toonstream compare", usage=_USAGE, description=_DESCRIPTION, epilog=_epilog())
     parser.add_argument("clip", type=Path, metavar="CLIP", help=argparse.SUPPRESS)
     add = parser.add_argument_group("options (unset ones are the model's choice)").add_argument
     add("--modes", default=_MODES, metavar="M,M", help=f"some of those below ({_MODES})")

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, get_args
+from typing import TYPE_CHECKING, get_args
 
 from toonstream.config import Mode, Settings, Size
 from toonstream.errors import SettingError
+from toonstream.parser import Parser
 
 if TYPE_CHECKING:
     from toonstream.engines.engine import NetworkSource
@@ -49,20 +50,12 @@ def run(words: Sequence[str]) -> int:
     return _prune(options)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise SettingError(f"{message}; see toonstream engines --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="toonstream engines",
+    parser = Parser(
+        "toonstream engines",
         usage=_USAGE,
         description="MODEL is a model folder, or the name of a preset, such as toonlet.",
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=29, width=80),
+        column=29,
     )
     parser.add_argument("action", choices=["list", "build", "verify", "prune"], help=argparse.SUPPRESS)
     parser.add_argument("model", nargs="?", metavar="MODEL", help=argparse.SUPPRESS)

@@ -5,29 +5,20 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from toonstream.errors import ModelError, OutputError, SettingError
+from toonstream.errors import ModelError, OutputError
+from toonstream.parser import Parser
 
 __all__ = ["run"]
 
 _INDEX = "model_index.json"  # what every model folder has
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise SettingError(f"{message}; see toonstream export --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="toonstream export",
+    parser = Parser(
+        "toonstream export",
         usage="toonstream export MODEL [-o DIR] [--precision P] [--verify]",
         description="Write MODEL, a preset or a model folder, as ONNX files beside its weights.",
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
     )
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add = parser.add_argument_group("options").add_argument

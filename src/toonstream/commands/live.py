@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from toonstream.commands.garbage import pass_over_what_is_there
 from toonstream.commands.leaving import leave
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.interrupt import EXIT_SIGNAL, Interrupt
+from toonstream.parser import Parser
 
 if TYPE_CHECKING:
     from toonstream.server.pipes import WhipSource
@@ -43,23 +44,8 @@ whep://HOST:PORT/NAME (others watch). Whatever is away is waited for, and keys
 in addresses are never shown. Ctrl-C ends it."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise SettingError(f"{message}; see toonstream live --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="toonstream live",
-        usage=_USAGE,
-        description=_DESCRIPTION,
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=80
-        ),
-    )
+    parser = Parser("toonstream live", usage=_USAGE, description=_DESCRIPTION)
     parser.add_argument("source", metavar="SRC", help=argparse.SUPPRESS)
     parser.add_argument("destinations", nargs="+", metavar="DST", help=argparse.SUPPRESS)
     add = parser.add_argument_group("options").add_argument

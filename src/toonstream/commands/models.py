@@ -5,10 +5,11 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from toonstream.config import EngineName
 from toonstream.errors import SettingError
+from toonstream.parser import Parser
 
 if TYPE_CHECKING:
     from toonstream.export.presets import Preset
@@ -24,20 +25,11 @@ _USAGE = """toonstream models                list the models that --model knows
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise SettingError(f"{message}; see toonstream models --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="toonstream models",
+    parser = Parser(
+        "toonstream models",
         usage=_USAGE,
         description="Yours are in $TOONSTREAM_CONFIG, or ~/.config/toonstream/presets.toml.",
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
     )
     actions = ("list", "show", "get", "prune")
     parser.add_argument("action", nargs="?", default="list", choices=actions, help=argparse.SUPPRESS)

@@ -9,12 +9,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 from toonstream.commands.garbage import pass_over_what_is_there
 from toonstream.commands.leaving import leave
 from toonstream.config import EngineName, LoraChoice, Size
 from toonstream.errors import SettingError
+from toonstream.parser import Parser
 from toonstream.server.loop import new_event_loop
 from toonstream.server.settings import TOKEN_VARIABLE, Codec, IceServer, ServerSettings, read_ice_servers
 from toonstream.stream.live.settings import LiveSettings, parse_latency
@@ -24,20 +25,8 @@ __all__ = ["run"]
 _USAGE = "toonstream serve [options]     a page that draws you; WHIP in, WHEP out"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage; the help is one screen away."""
-        raise SettingError(f"{message}; see toonstream serve --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="toonstream serve",
-        usage=_USAGE,
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
-    )
+    parser = Parser("toonstream serve", usage=_USAGE)
     add = parser.add_argument_group("where").add_argument
     add(
         "--host",
