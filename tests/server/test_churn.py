@@ -6,9 +6,11 @@ import threading
 from collections import Counter
 
 import aiohttp
+import aioice.ice
 import psutil
+import pytest
 from aiortc import RTCPeerConnection
-from stand_in import SDP, Camera, Microphone, connect, is_like, running, until
+from stand_in import SDP, Camera, Client, Microphone, connect, is_like, running, until
 
 from toonstream.server.sessions import Session
 from toonstream.server.settings import Limits, ServerSettings
@@ -19,7 +21,7 @@ LIMITS = Limits(offers_per_minute=1e6, changes_per_second=1e6, connect_seconds=1
 
 
 def alive() -> Counter[str]:
-    """What has to be as it was: open files, and of each kind of object how many there are."""
+    """What there may be no more of than before: open files, and objects of some kinds."""
     gc.collect()
     kinds = (RTCPeerConnection, Session)
     found = Counter(kind.__name__ for each in gc.get_objects() for kind in kinds if type(each) is kind)
@@ -31,44 +33,70 @@ def busy() -> Counter[str]:
     return Counter(task.get_coro().__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
 
 
-async def test_a_hundred_watchers_leave_nothing_behind() -> None:
+async def leave(http: aiohttp.ClientSession, watcher: Client, number: int) -> str:
+    """Go in one of three ways; says which."""
+    how = ("with a DELETE", "by hanging up", "without a word")[number % 3]
+    if how == "with a DELETE":
+        assert (await http.delete(watcher.location)).status == 200
+    elif how == "without a word":
+        await watcher.connection.getReceivers()[0].transport.transport.stop()
+    await watcher.close()
+    return how
+
+
+async def test_a_hundred_watchers_connect_see_a_picture_and_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Whoever goes without a word is asked six times whether it is still there.
+    monkeypatch.setattr(aioice.ice, "CONSENT_INTERVAL", 0.2)
     async with running(ServerSettings(port=0, latency=0.1, max_watchers=200, limits=LIMITS)) as service:
         publisher = await connect(service.http, "/whip", Camera(RED), listen=False)
         link = publisher.links[WHEP]
-        an_offer = ""
 
-        def offered(offer: str) -> str:
-            nonlocal an_offer
-            an_offer = offer
-            return offer
+        async def visit(number: int) -> str:
+            watcher = await connect(http, link, codec="vp8")
+            await watcher.picture(is_like(CYAN))
+            return await leave(http, watcher, number)
 
-        staying = await connect(service.http, link, codec="vp8", offered=offered)
+        staying = await connect(service.http, link, codec="vp8")
         await staying.picture(is_like(CYAN))
         (session,) = service.server.registry.sessions
         tasks, things = busy(), alive()
+        left: Counter[str] = Counter()
         async with aiohttp.ClientSession(service.url) as http:  # its connections are not kept
-            for group in range(4):  # some say goodbye, and some just go
-                await asyncio.gather(*(watch(http, link, polite=bool(group % 2)) for _ in range(5)))
-            for number in range(80):  # these never connect, and every other one does not say that it goes
-                response = await http.post(link, data=an_offer, headers=SDP)
-                assert response.status == 201
-                if number % 2:
-                    await http.delete(response.headers["Location"])
+            for first in range(0, 100, 10):
+                left += Counter(await asyncio.gather(*(visit(first + each) for each in range(10))))
+        assert left == {"with a DELETE": 34, "by hanging up": 33, "without a word": 33}
         await until(lambda: len(session.watchers) == 1)
         await staying.picture(is_like(CYAN))
         await until(lambda: not busy() - tasks)
         assert session.lane("vp8").watchers == 1  # type: ignore[union-attr]
-        assert alive() == things
+        assert not alive() - things
         for client in (staying, publisher):
             await client.close()
 
 
-async def watch(http: aiohttp.ClientSession, link: str, *, polite: bool) -> None:
-    watcher = await connect(http, link, codec="vp8")
-    await watcher.picture(is_like(CYAN))
-    if polite:
-        assert (await http.delete(watcher.location)).status == 200
-    await watcher.close()
+async def test_offers_that_nobody_follows_up_leave_nothing_behind() -> None:
+    async with running(ServerSettings(port=0, latency=0.1, limits=LIMITS)) as service:
+        publisher = await connect(service.http, "/whip", Camera(RED), listen=False)
+        offers: list[str] = []
+        staying = await connect(
+            service.http, publisher.links[WHEP], offered=lambda offer: offers.append(offer) or offer
+        )
+        await staying.picture(is_like(CYAN))
+        (session,) = service.server.registry.sessions
+        tasks, things = busy(), alive()
+        async with aiohttp.ClientSession(service.url) as http:
+            for number in range(20):
+                response = await http.post(publisher.links[WHEP], data=offers[0], headers=SDP)
+                assert response.status == 201
+                if number % 2:
+                    await http.delete(response.headers["Location"])
+        await until(lambda: len(session.watchers) == 1)
+        await until(lambda: not busy() - tasks)
+        assert not alive() - things
+        for client in (staying, publisher):
+            await client.close()
 
 
 async def test_publishers_leave_nothing_behind() -> None:
@@ -89,5 +117,5 @@ async def test_publishers_leave_nothing_behind() -> None:
         for number in range(5):
             await publish(polite=bool(number % 2))
         await until(lambda: not busy() - tasks)
-        assert alive() == things
+        assert not alive() - things
         assert threading.active_count() <= threads + 2  # the pool may still grow, up to its size
