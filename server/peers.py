@@ -22,7 +22,7 @@ from aiortc.rtcrtpparameters import RTCRtpCodecCapability
 
 from toonstream.errors import InputError
 from toonstream.server.sdp import Fragment, Offer, sending_codecs
-from toonstream.server.seams import before_decoding, on_lost_picture, trust_any_key
+from toonstream.server.seams import before_decoding, on_lost_picture, sent_timestamp, trust_any_key
 from toonstream.server.settings import Codec, IceServer
 from toonstream.server.tracks import LaneTrack
 from toonstream.stream.sources.coded import H264_ALIGNMENT, claimed_size
@@ -136,6 +136,7 @@ class Peer:
                     transceiver.setCodecPreferences(_preferred(self._codec))
                     before_decoding(transceiver.receiver, self._fits)
                 on_lost_picture(transceiver.sender, track.want_key)
+                track.timestamp = partial(sent_timestamp, transceiver.sender)
         try:
             await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
             answer = await connection.createAnswer()

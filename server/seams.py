@@ -1,9 +1,9 @@
-"""The five places where aiortc's public interface does not reach, and nothing else.
+"""The six places where aiortc's public interface does not reach, and nothing else.
 
 Three are about pictures lost on the way. Without them the stream still heals, at the next key frame that
 the encoders send anyway; should a version of aiortc rename what is used here, that is what is left. The
 fourth lets in peers that aiortc would turn away. The fifth looks at pictures before they are decoded; what
-it keeps out is then kept out afterwards.
+it keeps out is then kept out afterwards. The sixth is for the page's figures, which then are estimates.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,14 @@ from typing import Any
 
 from aiortc import RTCCertificate, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
 
-__all__ = ["ask_for_missing", "ask_for_picture", "before_decoding", "on_lost_picture", "trust_any_key"]
+__all__ = [
+    "ask_for_missing",
+    "ask_for_picture",
+    "before_decoding",
+    "on_lost_picture",
+    "sent_timestamp",
+    "trust_any_key",
+]
 
 # Each is for keys of elliptic curves, as browsers have them, and for RSA, as GStreamer has it.
 _SUITES = ("AES128-GCM-SHA256", "CHACHA20-POLY1305", "AES128-SHA", "AES256-SHA")
@@ -67,6 +74,12 @@ def on_lost_picture(sender: RTCRtpSender, tell: Callable[[], None]) -> None:
     """
     if hasattr(sender, "_send_keyframe"):
         setattr(sender, "_send_keyframe", tell)  # noqa: B010 not part of aiortc's types
+
+
+def sent_timestamp(sender: RTCRtpSender) -> int | None:
+    """The RTP timestamp of the packet that was sent last, whose zero aiortc chooses at random."""
+    timestamp: int | None = getattr(sender, "_RTCRtpSender__rtp_timestamp", None)
+    return timestamp
 
 
 class _Gate(Queue[Any]):

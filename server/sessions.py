@@ -99,6 +99,7 @@ class Session:
         self._tasks: list[asyncio.Task[None]] = []
         self._off_stage = False  # whether what is still delivered is for nobody
         self._changing = asyncio.Lock()  # changes are taken one at a time, in the order in which they came
+        self._video = LaneTrack("video")
         self.peer = stage.make_peer(self.over)
 
     @property
@@ -123,7 +124,7 @@ class Session:
             ToonstreamError: the live core cannot be opened.
         """
         limits = self._settings.limits
-        tracks = [LaneTrack("video"), LaneTrack("audio")]
+        tracks = [self._video, LaneTrack("audio")]
         answer = await self.peer.answer(
             offer,
             tracks,
@@ -206,6 +207,21 @@ class Session:
                 name: value for name, value in asdict(self.change_so_far).items() if value is not None
             },
             "core": dict(self._core),
+        }
+
+    def clock(self, asked_at: float) -> dict[str, float | None]:
+        """For whoever asks, to tell the age of each picture where it is shown.
+
+        Args:
+            asked_at: when the question came in, on the server's clock.
+
+        Returns:
+            `rtp`, the RTP timestamp that a picture would have that is captured now, and `after_ms`,
+            milliseconds that have passed since the question came.
+        """
+        return {
+            "rtp": self.stage.timestamp(self._video),
+            "after_ms": round(1000 * (monotonic() - asked_at), 3),
         }
 
     def summary(self) -> str:

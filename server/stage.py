@@ -123,6 +123,12 @@ class Stage:
         """What encodes the toon, or its sound, with a codec."""
         return self._sound if codec == "opus" else self._pictures[codec]
 
+    def timestamp(self, track: LaneTrack) -> int | None:
+        """The RTP timestamp on this track of a picture that is captured now; None where it is not known."""
+        if track.zero is None:
+            return None
+        return (track.zero + round((monotonic() - self._began) * VIDEO_CLOCK)) % 2**32
+
     def make_peer(self, lost: Callable[[str], None]) -> Peer:
         """Prepare a connection with the server's settings."""
         settings = self._settings

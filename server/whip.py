@@ -14,6 +14,7 @@ from toonstream.server.registry import Registry
 from toonstream.server.sdp import parse_fragment
 from toonstream.server.sessions import Session
 from toonstream.server.settings import ServerSettings
+from toonstream.stream.clock import monotonic
 
 __all__ = ["Whip", "trickled"]
 
@@ -94,9 +95,11 @@ class Whip:
 
         It has a Retry-After where the publisher was cut off: with the key it may come back, see `publish`.
         """
+        asked_at = monotonic()
         session = self._session(request)
         await session.refresh()
-        return web.json_response(session.statistics())
+        figures = session.statistics()
+        return web.json_response({**figures, "clock": session.clock(asked_at)})
 
     async def change(self, request: web.Request) -> web.Response:
         """Take other settings."""

@@ -118,6 +118,25 @@ async def test_a_camera_whose_clock_jumps_goes_on(service: Running) -> None:
     await publisher.close()
 
 
+async def test_the_age_of_each_picture_can_be_told_where_it_is_shown(service: Running) -> None:
+    publisher = await connect(service.http, "/whip", Camera(RED))
+    await publisher.picture(is_like(CYAN))
+    receiver = publisher.connection.getReceivers()[0]
+    first = receiver._RTCRtpReceiver__timestamp_mapper._origin  # type: ignore[attr-defined]
+    ages = []
+    for _ in range(10):
+        frame = await publisher.tracks["video"].recv()
+        assert isinstance(frame, VideoFrame)
+        assert frame.pts is not None
+        clock = (await statistics(service, publisher))["clock"]
+        assert isinstance(clock, dict)
+        assert clock["after_ms"] >= 0.0
+        ahead = (clock["rtp"] - first - frame.pts) % 2**32
+        ages.append(ahead / 90_000)
+    assert 0.05 < median(ages) < 10.0  # the server holds pictures for a tenth of a second
+    await publisher.close()
+
+
 class Uneven(Camera):
     """A camera that shows 5, then 60 pictures a second, again and again."""
 
