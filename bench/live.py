@@ -1,13 +1,16 @@
 """The live service over real peer connections on this machine.
 
     python bench/live.py media [--watchers 0 1 5 10]   CPU of the way in and out, without networks
-    python bench/live.py churn [--visits 100]          watchers that come and go; memory before and after
+    python bench/live.py churn [--visits 100] [--at-once 5] [--rounds 1]   watchers that come and go
     python bench/live.py glass [--sizes 256 384] [--promises 200ms 300ms 400ms 700ms] [--hogs 4]
 
 `media` compares three servers that give back what they are sent, 640×480 at 30 fps: ours (pictures through
 the whole server, a copy for a network); aiortc's own (the track handed back and relayed, decoded and encoded
 by aiortc, once for each watcher); and what peers do, one JPEG after the other over a WebSocket, there and
 back. The CPU is that of the server's process alone; camera and screens are in this one.
+
+`churn` lets each visitor connect and see a picture before it leaves, every third without a word: the server
+finds out half a minute later. One watcher stays, and counts what it misses.
 
 `glass` measures from glass to glass: the camera shows a light band that moves from place to place, and what
 counts is the time from there to the screen, through two encoders, two decoders, and the networks that ship,
@@ -22,6 +25,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
 from statistics import median
 
@@ -46,6 +50,8 @@ _WIDTH, _HEIGHT, _RATE = 640, 480, 30
 _SDP = {"Content-Type": "application/sdp"}
 _SETTLE = 3.0  # seconds that are not measured
 _START, _FIRST = 180.0, 10.0  # seconds that a server may take to begin, and the first picture
+_NOTICED, _POLL = 90.0, 1.0  # seconds until who is gone has to be known, and between two looks
+_TICKS = 90_000  # a second, of a picture's time
 _LIMITS = Limits(offers_per_minute=1e6, changes_per_second=1e6)
 
 
@@ -242,6 +248,10 @@ class Screen:
             while not self.frames:
                 await asyncio.sleep(0.02)
 
+    async def vanish(self) -> None:
+        """Lose the network, so that nobody hears of it."""
+        await self.peer.getReceivers()[0].transport.transport.stop()
+
     async def close(self) -> None:
         """Turn it off."""
         if self._watching is not None:
@@ -300,35 +310,140 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def _churn(visits: int) -> None:
-    scene = [scene_of(index) for index in range(60)]
+class Gaps:
+    """Counts pictures by their times, and those between them that never came.
+
+    Args:
+        rate: pictures a second that there should be.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._step = _TICKS // rate
+        self._before: int | None = None
+        self.seen = self.lost = 0
+
+    def shown(self, time: int) -> None:
+        """Take note of a picture's time in ticks."""
+        if self._before is not None:
+            self.lost += max(0, round((time - self._before) / self._step) - 1)
+        self._before = time
+        self.seen += 1
+
+
+@dataclass
+class Visitors:
+    """What became of those who came to watch.
+
+    Attributes:
+        joined: how many were let in. waits: seconds until each saw its first picture.
+        polite: how many said goodbye. abrupt: how many were gone without a word.
+        stayed, lost: pictures that the watcher who stayed saw, and missed, meanwhile.
+        dropped: pictures and packets that the server left out meanwhile, by place and reason.
+        memory: of the server in MiB, before, and after each round, once all were known to have left.
+        noticed: seconds until the server knew that, after the last round.
+        left: what it still counted after that, and after the publisher had left, too.
+    """
+
+    joined: int = 0
+    polite: int = 0
+    abrupt: int = 0
+    stayed: int = 0
+    lost: int = 0
+    noticed: float = 0.0
+    dropped: dict[str, int] = field(default_factory=dict)
+    waits: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    left: dict[str, float] = field(default_factory=dict)
+
+
+async def _churn(visits: int, at_once: int, rounds: int) -> None:
     async with _server("ours") as (url, process), aiohttp.ClientSession(url) as http:
-        publisher = Screen()
-        await publisher.connect(http, "/whip", Camera(lambda index: scene[index % 60]))
-        await publisher.first()
-
-        async def visit() -> float:
-            begin, screen = time.perf_counter(), Screen()
-            await screen.connect(http, publisher.link)
-            await screen.first()
-            seconds = time.perf_counter() - begin
-            assert (await http.delete(screen.location)).status == 200
-            await screen.close()
-            return seconds
-
-        memory, waits = [], []
-        for _ in range(4):  # the first round is for caches to fill
-            waits += [seconds for _ in range(-(-visits // 5)) for seconds in await _at_once(visit, 5)]
-            memory.append(process.memory_info().rss / 2**20)
+        found = await _visits(http, process, visits, at_once, rounds)
         threads = process.num_threads()
-        figures = ", ".join(f"{megabytes:.0f}" for megabytes in memory)
-        print(f"4 × {visits} watchers, 5 at a time: first picture after {median(waits):.2f} s (median)")
-        print(f"memory after each round: {figures} MiB; {threads} threads at the end")
-        await publisher.close()
+    before, *after = (f"{megabytes:.0f}" for megabytes in found.memory)
+    print(
+        f"{found.joined} of {rounds * visits} joined, {at_once} at a time; {len(found.waits)} saw a picture, after"
+        f" {median(found.waits):.2f} s (median), {max(found.waits):.2f} s (longest)"
+    )
+    print(f"{found.polite} left with a DELETE, {found.abrupt} without a word")
+    print(f"the watcher who stayed: {found.stayed} pictures seen, {found.lost} lost on the whole way")
+    print(f"left out by the server: {found.dropped or 'none'}")
+    print(f"server: {before} MiB before, {', '.join(after)} MiB after each round; {threads} threads")
+    print(f"all visitors known to be gone after {found.noticed:.0f} s; left at the end: {found.left}")
 
 
-async def _at_once(visit: Callable[[], "asyncio._CoroutineLike[float]"], count: int) -> list[float]:
-    return list(await asyncio.gather(*(visit() for _ in range(count))))
+async def _visits(
+    http: aiohttp.ClientSession, process: psutil.Process, count: int, at_once: int, rounds: int
+) -> Visitors:
+    scene, found = [scene_of(index) for index in range(60)], Visitors()
+    publisher, staying = Screen(), Screen()
+    await publisher.connect(http, "/whip", Camera(lambda index: scene[index % 60]))
+    await publisher.first()
+    gaps = Gaps(_RATE)
+    await staying.connect(http, publisher.link, shown=lambda frame: gaps.shown(frame.pts or 0))
+
+    async def visit(number: int) -> None:
+        begin, screen = time.perf_counter(), Screen()
+        await screen.connect(http, publisher.link)
+        found.joined += 1
+        await screen.first()
+        found.waits.append(time.perf_counter() - begin)
+        if number % 3 == 2:
+            await screen.vanish()
+            found.abrupt += 1
+        else:
+            assert (await http.delete(screen.location)).status == 200
+            found.polite += 1
+        await screen.close()
+
+    async def come(numbers: Sequence[int]) -> None:
+        await asyncio.gather(*(visit(number) for number in numbers))
+
+    await staying.first()
+    await come([0] * at_once)  # caches fill
+    found.joined = found.polite = 0
+    found.waits.clear()
+    found.memory.append(process.memory_info().rss / 2**20)
+    gaps.seen = gaps.lost = 0
+    dropped = await _drops(http)
+    for _ in range(rounds):
+        for first in range(0, count, at_once):
+            await come(range(first, min(count, first + at_once)))
+        begin = time.perf_counter()
+        while await _gauge(http, "watchers") > 1 and time.perf_counter() - begin < _NOTICED:
+            await asyncio.sleep(_POLL)
+        found.noticed = time.perf_counter() - begin
+        found.memory.append(process.memory_info().rss / 2**20)
+    found.stayed, found.lost = gaps.seen, gaps.lost
+    found.dropped = {
+        place: more
+        for place, number in (await _drops(http)).items()
+        if (more := number - dropped.get(place, 0))
+    }
+    for screen in (staying, publisher):
+        assert (await http.delete(screen.location)).status == 200
+        await screen.close()
+    found.left = {name: await _gauge(http, name) for name in ("watchers", "sessions")}
+    return found
+
+
+async def _drops(http: aiohttp.ClientSession) -> dict[str, int]:
+    """What the server left out so far, by place and reason."""
+    async with http.get("/metrics") as response:
+        text = await response.text()
+    pattern = r'^toonstream_frames_dropped_total\{place="(\w+)",reason="(\w+)"\} (\S+)$'
+    return {
+        f"{place} {reason}": int(float(number))
+        for place, reason, number in re.findall(pattern, text, re.MULTILINE)
+    }
+
+
+async def _gauge(http: aiohttp.ClientSession, name: str) -> float:
+    """A figure of the server's."""
+    async with http.get("/metrics") as response:
+        match = re.search(rf"^toonstream_{name} (\S+)$", await response.text(), re.MULTILINE)
+    assert match is not None
+    return float(match[1])
 
 
 async def _glass(
@@ -440,6 +555,8 @@ def main() -> None:
     parser.add_argument("--serve", choices=tuple(_SERVERS), help=argparse.SUPPRESS)
     parser.add_argument("--watchers", type=int, nargs="+", default=[0, 1, 5, 10])
     parser.add_argument("--visits", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=1, help="of visits, of churn")
+    parser.add_argument("--at-once", type=int, default=5, help="visitors at a time, of churn")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 384])
     parser.add_argument("--promises", nargs="+", default=["200ms", "300ms", "400ms", "700ms"])
     parser.add_argument("--seconds", type=float, default=12.0)
@@ -451,7 +568,7 @@ def main() -> None:
     elif options.what == "media":
         asyncio.run(_media(options.watchers, options.seconds))
     elif options.what == "churn":
-        asyncio.run(_churn(options.visits))
+        asyncio.run(_churn(options.visits, options.at_once, options.rounds))
     else:
         asyncio.run(_glass(options.sizes, options.promises, options.seconds, options.engine, options.hogs))
 

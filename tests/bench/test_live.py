@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import aiohttp
+import aioice.ice
 import psutil
 import pytest
 
@@ -52,3 +53,29 @@ async def test_a_row_of_glass_to_glass_says_how_late_changes_are_seen(
     assert 0 < p50 <= p95 <= p99
     assert int(cells[3]) >= 1
     assert cells[-1] == "none"
+
+
+async def test_visitors_are_counted_by_how_far_they_came_and_how_they_left(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aioice.ice, "CONSENT_INTERVAL", 0.2)  # who is gone is known sooner
+    catalogue = Catalogue(model="copy", prompt="", styles=(), steps=1, window=1, latency=0.1)
+    settings = ServerSettings(port=0, latency=0.1, limits=Limits(offers_per_minute=1e4))
+    async with (
+        Server(settings, bench.Copier, catalogue) as server,
+        aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http,
+    ):
+        visitors = await bench._visits(http, psutil.Process(), 3, 3, 2)
+        assert await bench._gauge(http, "sessions") == 0
+    assert (visitors.joined, visitors.polite, visitors.abrupt) == (6, 4, 2)
+    assert len(visitors.waits) == 6
+    assert visitors.stayed > 0
+    assert visitors.left == {"watchers": 0, "sessions": 0}
+    assert len(visitors.memory) == 3
+
+
+def test_pictures_that_never_came_are_told_from_the_times_of_those_that_did(bench: ModuleType) -> None:
+    gaps = bench.Gaps(rate=30)
+    for time in (0, 3000, 6010, 15_000, 17_990):
+        gaps.shown(time)
+    assert (gaps.seen, gaps.lost) == (5, 2)
