@@ -246,7 +246,6 @@ def load_stylizer(
         at_boundary=engine.boundary if isinstance(engine, SwitchableEngine) else lambda: None,
         fusion=make_fusion(
             settings.fusion,
-            window=settings.window,
             steps=settings.steps,
             seed=settings.seed,
             multiple=model.size_multiple,

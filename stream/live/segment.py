@@ -99,9 +99,7 @@ class StylizerSegment:
             ),
             latent_channels=model.latent_channels,
             at_boundary=boundary,
-            fusion=make_fusion(
-                plan.fusion, window=plan.window, steps=plan.steps, multiple=model.size_multiple
-            ),
+            fusion=make_fusion(plan.fusion, steps=plan.steps, multiple=model.size_multiple),
             reference=memory,
         )
         self._stylizer = Stylizer(

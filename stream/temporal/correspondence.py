@@ -8,7 +8,6 @@ the further the motion is from whole latent pixels.
 """
 
 import math
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -109,17 +108,14 @@ class Correspondences:
 
     def between(self, one: int, other: int) -> Correspondence:
         """From frame `one` to frame `other`, another one, over the frames between them."""
-        return dict(self.around(one, range(min(one, other), max(one, other) + 1)))[other]
-
-    def around(self, one: int, frames: Collection[int]) -> Iterator[tuple[int, Correspondence]]:
-        """From frame `one` to every other of consecutive frames that it is among, over those between them."""
-        back = [(index - 1, self._back[index]) for index in range(one, min(frames), -1)]
-        forth = [(index, self._forth[index]) for index in range(one + 1, max(frames) + 1)]
-        for way in (back, forth):
-            found: Correspondence | None = None
-            for index, step in way:
-                found = step if found is None else found.then(step)
-                yield index, found
+        if other < one:
+            steps = [self._back[index] for index in range(one, other, -1)]
+        else:
+            steps = [self._forth[index] for index in range(one + 1, other + 1)]
+        found = steps[0]
+        for step in steps[1:]:
+            found = found.then(step)
+        return found
 
     def forget(self, *, through: int) -> None:
         """Frames up to and with `through` are done with."""

@@ -116,7 +116,7 @@ def stream(mode: str, steps: int, parts: Mapping[str, Any]) -> Stylizing:
         ),
         latent_channels=4,
         reference=memory,
-        fusion=make_fusion(settings.fusion, window=settings.window, steps=steps, multiple=8),
+        fusion=make_fusion(settings.fusion, steps=steps, multiple=8),
     )
     decoder = Echo(lambda latents: {"image": F.interpolate(torch.tanh(latents[:, :3]), scale_factor=8)})
     return in_stages(Stylizer(denoiser, decoder), settings)  # type: ignore[arg-type]

@@ -117,6 +117,6 @@ def test_what_is_not_raft_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_fusion_goes_by_it_where_it_is_given(tmp_path: Path) -> None:
     path = tmp_path / "raft.safetensors"
     save_file(network().state_dict(), path)
-    fusing = make_fusion(1.0, window=4, steps=1, multiple=8, raft=path)
+    fusing = make_fusion(1.0, steps=1, multiple=8, raft=path)
     assert fusing is not None
     assert isinstance(fusing._correspondences._search, RaftFlow)
