@@ -262,7 +262,7 @@ function disconnect() {
   connection = null;
   meter.reset();
   news.reset();
-  $("stages").textContent = "";
+  $("stages").textContent = $("delay-parts").textContent = "";
 }
 
 function release(stream) {
@@ -309,8 +309,8 @@ function countFrames() {
     video.addEventListener("playing", () => state("live", "Live"));
     return;
   }
-  const shown = () => {
-    meter.shown();
+  const shown = (now, metadata) => {
+    meter.shown(now, metadata);
     if (connection && ["starting", "waiting"].includes(body.dataset.state)) state("live", "Live");
     video.requestVideoFrameCallback(shown);
   };
@@ -324,7 +324,11 @@ async function measure({ over = false } = {}) {
   const url = current.links["urn:toonstream:statistics"];
   if (url) {
     try {
-      server = await (await request(url)).json();
+      const asked = performance.now();
+      const response = await request(url);
+      const answered = performance.now();
+      server = await response.json();
+      if (current === connection) meter.told(server.clock, asked, answered);
     } catch (error) {
       if (current !== connection) return;
       if (error.status === 410 && !error.passing) lost(`It ended: ${error.message}.`);
@@ -332,14 +336,17 @@ async function measure({ over = false } = {}) {
       else if (error.status === 410 || over) again(error.message);
       return;
     }
-    if (current === connection) news.show(server);
   }
-  const figures = await meter.read(current.peer, server);
+  const figures = await meter.read(current.peer, server, Boolean(url));
   if (current !== connection) return;
+  if (server) news.show(server, figures.displayed);
   graphs.fps.add(figures.fps);
   graphs.delay.add(figures.latency);
   $("fps-value").textContent = figures.fps.toFixed(1);
   $("delay-value").textContent = Number.isFinite(figures.latency) ? Math.round(figures.latency) : "–";
+  $("delay-parts").textContent = figures.displayed
+    ? `(p95 ${Math.round(figures.displayed.p95)}, p99 ${Math.round(figures.displayed.p99)})`
+    : "(an estimate: this browser does not say when it shows which frame)";
   $("stages").textContent = figures.stages;
 }
 

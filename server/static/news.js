@@ -5,7 +5,8 @@ const SHOWN = 4; // events
 const SPOKEN = ["refused", "promise", "source"]; // kinds that somebody should not miss
 const HINT = $("lora-hint").textContent;
 const NAMES = {
-  latency: "from capture to the network",
+  displayed: "from camera to screen, of each frame",
+  latency: "at the server: from capture to the network",
   playout: "waits to be shown evenly",
   window: "waits for later frames",
   input: "waits to be drawn",
@@ -34,7 +35,8 @@ export class News {
     $("lora-hint").className = "";
   }
 
-  show(server) {
+  /** `displayed`: p50, p95 and p99 of what was seen here, or null. */
+  show(server, displayed) {
     const events = server.core?.events || [];
     for (const event of events.filter(({ at }) => at > this.#told)) {
       this.#told = event.at;
@@ -50,12 +52,13 @@ export class News {
       $("events").replaceChildren(...latest.map(({ kind, message }) =>
         Object.assign(document.createElement("li"), { textContent: message, className: kind })));
     }
-    this.#times(server);
+    this.#times(server, displayed || {});
   }
 
-  #times({ latency_ms, stages_ms = {}, waits_ms = {}, dropped = {} }) {
+  #times({ latency_ms, stages_ms = {}, waits_ms = {}, dropped = {} }, displayed) {
     $("figures").hidden = false;
     const rows = [
+      [NAMES.displayed, displayed],
       [NAMES.latency, latency_ms],
       ...Object.entries(stages_ms),
       ...Object.entries(waits_ms).map(([name, parts]) => [NAMES[name] || `waits for ${name}`, parts]),

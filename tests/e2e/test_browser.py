@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import aiohttp
 import cv2
@@ -286,11 +287,76 @@ async def test_what_happened_is_told_and_where_the_time_goes(browser: Browser, s
         figures = {name: parts for name, *parts in rows}
         assert figures["unet"] == ["10", "20", "30"]
         assert figures["waits for later frames"] == ["10", "20", "30"]
-        assert {"from capture to the network", "encode", "intake", "waits to be shown evenly"} <= {*figures}
+        assert {
+            "at the server: from capture to the network",
+            "encode",
+            "intake",
+            "waits to be shown evenly",
+        } <= {*figures}
         assert await page.inner_text("#dropped") == "Frames left out: 3 at input (late)"
         await picture_of(page, "figures")
         await page.get_by_label("LoRA").first.select_option("soft")
         assert "damaged" not in await page.inner_text("#lora-hint")
+
+
+# Where the ball is in the source, and in the toon, where it is dark: at two moments as one.
+BALLS = """() => ['source', 'toon'].map((id) => {
+  const canvas = Object.assign(document.createElement('canvas'), {width: 320, height: 1});
+  const context = canvas.getContext('2d');
+  context.drawImage(document.getElementById(id), 0, 70, 320, 1, 0, 0, 320, 1);
+  const blue = Array.from({length: 320}, (_, x) => context.getImageData(x, 0, 1, 1).data[2]);
+  const there = blue.flatMap((value, x) => ((id === 'toon') === value < 128 ? [x] : []));
+  return there.reduce((sum, x) => sum + x, 0) / there.length;
+})"""
+LOOP = 1.0  # seconds until the ball is where it was
+BALL_STEP = 7 * 30  # pixels a second
+
+
+async def test_how_old_each_frame_is_when_it_is_shown_is_what_an_onlooker_sees(browser: Browser) -> None:
+    async with running(ServerSettings(port=0, latency=0.4)) as service, tab(browser, service.url) as page:
+        await start(page)
+        await page.wait_for_selector("#delay-parts:has-text('p99')")
+        await page.click("#figures summary")
+        told, seen_apart = [], []
+        for _ in range(40):
+            source, toon = await page.evaluate(BALLS)
+            seen_apart.append((source - toon) / BALL_STEP % LOOP)
+            (row,) = await page.locator("#times tr", has_text="from camera to screen").all_inner_texts()
+            p50, p95, p99 = map(float, row.split("\t")[1:])
+            assert 0 < p50 <= p95 <= p99
+            told.append(p50 / 1000)
+        apart = (median(told) - median(seen_apart) + LOOP / 2) % LOOP - LOOP / 2
+        assert abs(apart) < 0.25, (median(told), median(seen_apart))
+        assert "an estimate" not in await page.inner_text("#delay-parts")
+        (session,) = service.server.registry.sessions
+        assert median(told) > session.figures().latency["p50"]
+
+
+# A meter that is told of three frames, the timestamps of which begin anew in between, by a browser that ...
+METER = """async (says) => {
+  const { Meter } = await import('/static/meter.js');
+  const meter = new Meter(), now = performance.now(), peer = { getStats: async () => new Map() };
+  meter.told({ rtp: 900, after_ms: 20 }, now - 60, now); // 900 was now 20 ms ago
+  meter.told({ rtp: 5, after_ms: 0 }, now - 3000, now); // an answer that took its time
+  for (const [at, rtp] of [[-40, 2 ** 32 - 9000], [-20, 900], [-10, 900]]) {
+    meter.shown(now + at, says ? { expectedDisplayTime: now + at, rtpTimestamp: rtp } : {});
+  }
+  return await meter.read(peer, { latency_ms: { p50: 70 }, watchers: 0 }, true);
+}"""
+
+
+async def test_ages_of_frames_and_what_is_said_where_they_are_not_known(
+    browser: Browser, service: Running
+) -> None:
+    async with tab(browser, service.url) as page:
+        figures = await page.evaluate(METER, True)
+        ages = figures["displayed"]
+        assert [round(ages[part]) for part in ("p50", "p95", "p99")] == [10, 90, 90]
+        assert figures["latency"] == ages["p50"]
+        figures = await page.evaluate(METER, False)
+        assert figures["displayed"] is None
+        assert figures["latency"] == 70
+        assert figures["fps"] == 1.5
 
 
 async def test_who_is_cut_off_comes_back_under_the_same_link(browser: Browser, service: Running) -> None:
