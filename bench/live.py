@@ -336,6 +336,7 @@ class Visitors:
 
     Attributes:
         joined: how many were let in. waits: seconds until each saw its first picture.
+        blind: in which state the connections of those were that saw none.
         polite: how many said goodbye. abrupt: how many were gone without a word.
         stayed, lost: pictures that the watcher who stayed saw, and missed, meanwhile.
         dropped: pictures and packets that the server left out meanwhile, by place and reason.
@@ -352,6 +353,7 @@ class Visitors:
     noticed: float = 0.0
     dropped: dict[str, int] = field(default_factory=dict)
     waits: list[float] = field(default_factory=list)
+    blind: list[str] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     left: dict[str, float] = field(default_factory=dict)
 
@@ -362,9 +364,11 @@ async def _churn(visits: int, at_once: int, rounds: int) -> None:
         threads = process.num_threads()
     before, *after = (f"{megabytes:.0f}" for megabytes in found.memory)
     print(
-        f"{found.joined} of {rounds * visits} joined, {at_once} at a time; {len(found.waits)} saw a picture, after"
-        f" {median(found.waits):.2f} s (median), {max(found.waits):.2f} s (longest)"
+        f"{found.joined} of {rounds * visits} joined, {at_once} at a time; {len(found.waits)} saw a picture,"
+        f" after {median(found.waits):.2f} s (median), {max(found.waits):.2f} s (longest)"
     )
+    if found.blind:
+        print(f"{len(found.blind)} saw nothing within a minute; their connections: {', '.join(found.blind)}")
     print(f"{found.polite} left with a DELETE, {found.abrupt} without a word")
     print(f"the watcher who stayed: {found.stayed} pictures seen, {found.lost} lost on the whole way")
     print(f"left out by the server: {found.dropped or 'none'}")
@@ -386,8 +390,11 @@ async def _visits(
         begin, screen = time.perf_counter(), Screen()
         await screen.connect(http, publisher.link)
         found.joined += 1
-        await screen.first()
-        found.waits.append(time.perf_counter() - begin)
+        try:
+            await screen.first()
+            found.waits.append(time.perf_counter() - begin)
+        except TimeoutError:
+            found.blind.append(screen.peer.connectionState)
         if number % 3 == 2:
             await screen.vanish()
             found.abrupt += 1

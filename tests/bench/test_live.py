@@ -68,7 +68,7 @@ async def test_visitors_are_counted_by_how_far_they_came_and_how_they_left(
         visitors = await bench._visits(http, psutil.Process(), 3, 3, 2)
         assert await bench._gauge(http, "sessions") == 0
     assert (visitors.joined, visitors.polite, visitors.abrupt) == (6, 4, 2)
-    assert len(visitors.waits) == 6
+    assert (len(visitors.waits), visitors.blind) == (6, [])
     assert visitors.stayed > 0
     assert visitors.left == {"watchers": 0, "sessions": 0}
     assert len(visitors.memory) == 3
