@@ -1,50 +1,28 @@
 """The process that builds one engine: `python -m toonstream.engines.tensorrt.worker`.
 
 A flavour is chosen for a whole process when it is imported, and a build takes gigabytes that only the end of
-a process gives back; so every build has a process of its own. It reads a job from standard input, one line of
-JSON, and writes lines of JSON to standard output: `progress`, and at the end `error` or `done`. When standard
-input closes, whoever asked is gone, and it ends at once.
+a process gives back; so every build has a process of its own, see `engines.process`.
 """
 
-import json
-import os
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from toonstream.engines.process import Tell, work
 from toonstream.engines.tensorrt.flavour import FLAVOURS
 from toonstream.errors import EngineError
 
-__all__ = ["build", "main"]
+__all__ = ["build"]
 
 
-def main() -> int:
-    """Do the job that standard input names."""
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        build(job)
-    except EngineError as error:
-        _tell("error", message=str(error))
-        return 1
-    _tell("done", peak_bytes=_peak_bytes())
-    return 0
-
-
-def _end_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 1):  # past Python's buffer, whose lock would be missed at the end
-        pass
-    os._exit(1)
-
-
-def build(job: Mapping[str, Any]) -> None:
+def build(job: Mapping[str, Any], tell: Tell) -> None:
     """Build an engine.
 
     Args:
         job: `flavour`, `onnx` and `output` (paths), `shapes` (input → min, opt, max), `capability`
             (such as [8, 9], or None for the GPU that is there), `flags`.
+        tell: is told `progress`.
 
     Raises:
         EngineError: it is refused.
@@ -70,7 +48,7 @@ def build(job: Mapping[str, Any]) -> None:
     for name, triple in job["shapes"].items():
         profile.set_shape(name, *map(tuple, triple))
     config.add_optimization_profile(profile)
-    config.progress_monitor = _make_monitor(runtime)
+    config.progress_monitor = _make_monitor(runtime, tell)
     built = builder.build_serialized_network(network, config)
     if built is None:
         raise EngineError(f"{flavour.title} cannot build {job['onnx']}: {log.first()}; use --engine torch")
@@ -110,7 +88,7 @@ def _make_log(runtime: Any) -> Any:
     return Log()
 
 
-def _make_monitor(runtime: Any) -> Any:
+def _make_monitor(runtime: Any, tell: Tell) -> Any:
     class Monitor(runtime.IProgressMonitor):  # type: ignore[misc]
         """Tells every phase that has steps to speak of."""
 
@@ -120,12 +98,12 @@ def _make_monitor(runtime: Any) -> Any:
 
         def phase_start(self, phase: str, parent: str, steps: int) -> None:
             self._steps[phase] = steps
-            _tell("progress", phase=phase, done=0, steps=steps)
+            tell("progress", phase=phase, done=0, steps=steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
             steps = self._steps[phase]
             if step * 20 // steps != (step + 1) * 20 // steps:
-                _tell("progress", phase=phase, done=step + 1, steps=steps)
+                tell("progress", phase=phase, done=step + 1, steps=steps)
             return True
 
         def phase_finish(self, phase: str) -> None:
@@ -134,20 +112,5 @@ def _make_monitor(runtime: Any) -> Any:
     return Monitor()
 
 
-def _tell(event: str, **facts: object) -> None:
-    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
-    sys.stdout.flush()
-
-
-def _peak_bytes() -> int | None:
-    """The most memory that this process has had, where the system says."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(work(build))

@@ -159,7 +159,7 @@ def test_a_process_that_dies_is_told_with_its_last_words(
     script.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    with pytest.raises(EngineError, match="toy: the building process ended with 3"):
+    with pytest.raises(EngineError, match="toy: the process of the build ended with 3"):
         run_build(job(graph(tmp_path, "Relu")), tmp_path / "engine")
 
 
