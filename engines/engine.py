@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Engine", "Network", "NetworkAround", "NetworkSource", "Preparing", "TensorSpec"]
+__all__ = ["Engine", "Network", "NetworkAround", "NetworkSource", "Preparing", "Stoppable", "TensorSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +101,13 @@ class Engine(Protocol):
         Raises:
             EngineError: the engine refuses it; the message names the way on.
         """
+        ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """An engine whose loading takes long, and can be given up."""
+
+    def close(self) -> None:
+        """Give up what is under way, and whatever would come after it."""
         ...

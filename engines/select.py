@@ -8,7 +8,7 @@ from toonstream.engines.engine import Engine
 from toonstream.engines.installed import INSTALL_EXPORT, installed_version, missing_for_torch
 from toonstream.engines.memory import gpu_too_old
 from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
-from toonstream.engines.tensorrt.flavour import FLAVOURS
+from toonstream.engines.tensorrt.flavour import FLAVOURS, apart, behind, fitting
 from toonstream.errors import EngineError
 
 __all__ = ["ENGINE_NAMES", "EngineReport", "available_engines", "engine_name", "open_engine"]
@@ -63,14 +63,16 @@ def engine_name(name: str) -> str:
 
     Args:
         name: one of `ENGINE_NAMES`, or auto: torch where there is a GPU for it and all that it needs, else
-            the first one installed.
+            the first one installed. Behind torch comes the flavour of TensorRT that is made for the GPU,
+            where one is installed: "torch+tensorrt-rtx", see `flavour.apart`. What auto has given it takes.
 
     Raises:
         EngineError: the name is unknown.
     """
     if name == "auto":
         return _preferred()
-    if name not in ENGINE_NAMES:
+    serving, coming = apart(name)
+    if serving not in ENGINE_NAMES or (coming is not None and (serving != "torch" or coming not in FLAVOURS)):
         raise EngineError(f"unknown engine {name!r}; choose one of auto, {', '.join(ENGINE_NAMES)}")
     return name
 
@@ -87,7 +89,7 @@ def open_engine(
     """Open an engine by name. OpenVINO leaves torch one thread of this process.
 
     Args:
-        name: as for `engine_name`.
+        name: as for `engine_name`; of two, the one that serves at first is opened.
         shapes: of the networks; the engines that build ahead have to be told.
         model: put before each network's name where people read it.
         at_once: networks that will run at a time; OpenVINO gives each its share of the cores.
@@ -97,7 +99,7 @@ def open_engine(
     Raises:
         EngineError: the name is unknown, or the engine, or what it needs, is not installed.
     """
-    name = engine_name(name)
+    name, _ = apart(engine_name(name))
     if name in FLAVOURS:
         if shapes is None:
             raise EngineError(f"{name} builds for shapes, and was told none; take another engine here")
@@ -126,6 +128,7 @@ def _preferred() -> str:
     import torch
 
     if torch.cuda.is_available() and gpu_too_old() is None and missing_for_torch() is None:
-        return "torch"
+        flavour = fitting(torch.cuda.get_device_capability())
+        return "torch" if flavour is None else behind("torch", flavour)
     installed = (name for name in _ANYWHERE if _report(name).version is not None)
     return next(installed)

@@ -2,6 +2,7 @@
 
     <folder>/<key>/engine          the built engine
     <folder>/<key>/manifest.json   its key in full, size, checksum, when it was built and how long that took
+    <folder>/<key>/proofs.json     whether it may take over from torch, see `engines.proof`
     <folder>/.building/            what is being built; nothing here is ever taken for an engine
     <folder>/.locks/               one file per key, locked by the process that builds it
     <folder>/.checksums            of the weights that engines were built of, see `engines.checksums`
@@ -19,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -141,6 +143,15 @@ class EngineStore:
         """Give the engine of a key, or None where there is none; it may be damaged."""
         return _read(self.folder / key.digest)
 
+    def intact(self, key: EngineKey) -> StoredEngine | None:
+        """Give the engine of a key, read whole; None where there is none that is what was built."""
+        found = self.find(key)
+        if found is None or not found.intact():
+            return None
+        with suppress(OSError):  # not ours to touch
+            os.utime(found.path.with_name(_MANIFEST))
+        return found
+
     def obtain(
         self,
         key: EngineKey,
@@ -167,7 +178,7 @@ class EngineStore:
                 say(f"{label}: another process is building it; waiting")
                 lock.take(wait=True)
             try:
-                return self._intact(key, label, say) or self._build(key, build, label)
+                return self._checked(key, label, say) or self._build(key, build, label)
             finally:
                 lock.release()
         except OSError as error:
@@ -176,15 +187,12 @@ class EngineStore:
                 "make room, or name another folder in TOONSTREAM_CACHE"
             ) from None
 
-    def _intact(self, key: EngineKey, label: str, say: Say) -> StoredEngine | None:
+    def _checked(self, key: EngineKey, label: str, say: Say) -> StoredEngine | None:
         folder = self.folder / key.digest
-        found = _read(folder)
-        if found is not None and found.intact():
-            os.utime(folder / _MANIFEST)
-            return found
-        if folder.exists():
+        found = self.intact(key)
+        if found is None and folder.exists():
             say(f"{label}: {folder / _ENGINE} is damaged; building it again")
-        return None
+        return found
 
     def _build(self, key: EngineKey, build: Callable[[Path], None], label: str) -> StoredEngine:
         """Build, with the lock held."""

@@ -18,7 +18,7 @@ from time import monotonic
 
 from toonstream.engines.installed import with_export
 from toonstream.engines.store import cache_folder
-from toonstream.engines.tensorrt.flavour import FLAVOURS
+from toonstream.engines.tensorrt.flavour import FLAVOURS, apart
 from toonstream.errors import ModelError
 from toonstream.export.checkpoints import Model, Precision, in_precision, open_model, shipped_model
 from toonstream.export.parts.locate import Locator
@@ -32,6 +32,7 @@ __all__ = [
     "assemble",
     "assembled",
     "export_for",
+    "is_ours",
     "load_model",
     "model_folder",
     "models_folder",
@@ -90,7 +91,8 @@ def load_model(
         model: as for `model_folder`.
         engine: its name; all but torch want ONNX files, TensorRT in float16 where it can have them. An
             assembled model is exported once, beside its weights; into a folder of the user's own nothing is
-            written.
+            written. Of an engine behind torch, see `flavour.apart`, the sources lack the files that it wants
+            and does not find: it exports them while torch draws.
         allow_pickle: read pickled files.
         say: is told what is done, where that takes a while.
 
@@ -107,14 +109,22 @@ def export_for(engine: str, folder: Path, *, say: Say = lambda line: None) -> Mo
     Raises:
         ModelError: the folder is not a complete model.
     """
-    precision: Precision = "float16" if engine in FLAVOURS else "float32"
+    serving, coming = apart(engine)
+    precision: Precision = "float16" if (coming or serving) in FLAVOURS else "float32"
     opened = in_precision(open_model(folder), precision)
     if all(path.is_file() for path in opened.onnx_files.values()):
         return opened
-    if engine == "torch" or folder.parent != models_folder():
+    if coming is not None and is_ours(folder):
+        return opened
+    if serving == "torch" or not is_ours(folder):
         return open_model(folder)
     _export_once(opened, precision, engine, say)
     return in_precision(open_model(folder), precision)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a model folder was assembled into the cache, where files may be added to it."""
+    return folder.parent == models_folder()
 
 
 @with_export("the export")

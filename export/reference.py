@@ -21,9 +21,9 @@ from tempfile import mkdtemp
 from toonstream.engines.engine import NetworkSource
 from toonstream.engines.installed import with_export
 from toonstream.engines.store import cache_folder
-from toonstream.engines.tensorrt.flavour import FLAVOURS
+from toonstream.engines.tensorrt.flavour import FLAVOURS, apart
 from toonstream.errors import ModelError
-from toonstream.export.assemble import models_folder
+from toonstream.export.assemble import is_ours
 from toonstream.export.checkpoints import Model, Precision, reference_source
 
 __all__ = ["with_reference"]
@@ -42,7 +42,8 @@ def with_reference(model: Model, *, engine: str, say: Say = lambda line: None) -
 
     Args:
         model: any.
-        engine: its name; all but torch want an ONNX file, TensorRT in float16.
+        engine: its name; all but torch want an ONNX file, TensorRT in float16. One behind torch, see
+            `flavour.apart`, gets it where it is there.
         say: is told what is done, where that takes a while.
 
     Raises:
@@ -50,8 +51,11 @@ def with_reference(model: Model, *, engine: str, say: Say = lambda line: None) -
         EngineError: what exports it is not installed.
     """
     source = reference_source(model)
-    if engine != "torch":
-        precision: Precision = "float16" if engine in FLAVOURS else "float32"
+    serving, coming = apart(engine)
+    if coming is not None:
+        source = replace(source, onnx=_there(_file(model, "float16")))
+    elif serving != "torch":
+        precision: Precision = "float16" if serving in FLAVOURS else "float32"
         try:
             source = replace(source, onnx=_exported(model, source, precision, say))
         except OSError as error:
@@ -65,22 +69,16 @@ def with_reference(model: Model, *, engine: str, say: Say = lambda line: None) -
 @with_export("the export")
 def _exported(model: Model, source: NetworkSource, precision: Precision, say: Say) -> Path:
     """Give the ONNX file, written first where it is not there."""
-    weights = model.path / "unet" / _WEIGHTS
-    key = _key(model, weights, precision)
-    beside = model.path.parent == models_folder()
-    graphs = cache_folder() / "graphs"
-    final = weights.with_name(f"reference-{key}.onnx") if beside else graphs / f"{model.defaults.name}-{key}"
-    file = final if beside else final / "model.onnx"
-    if file.is_file():
-        with suppress(OSError):  # not ours to touch
-            os.utime(file.parent)
+    file, weights = _file(model, precision), model.path / "unet" / _WEIGHTS
+    if _there(file) is not None:
         return file
     from toonstream.export.onnx import export_network
 
     say(f"{model.defaults.name}: exporting {source.name}, once")
-    if beside:
+    if is_ours(model.path):
         export_network(source.build(), file, weights, precision=precision)
         return file
+    final, graphs = file.parent, file.parent.parent
     graphs.mkdir(parents=True, exist_ok=True)
     making = Path(mkdtemp(prefix=".", dir=graphs))
     try:
@@ -93,6 +91,24 @@ def _exported(model: Model, source: NetworkSource, precision: Precision, say: Sa
     finally:
         shutil.rmtree(making, ignore_errors=True)
     _prune(graphs, limit=_LIMIT, now=time.time())
+    return file
+
+
+def _file(model: Model, precision: Precision) -> Path:
+    """Say where the ONNX file is, or will be."""
+    weights = model.path / "unet" / _WEIGHTS
+    key = _key(model, weights, precision)
+    if is_ours(model.path):
+        return weights.with_name(f"reference-{key}.onnx")
+    return cache_folder() / "graphs" / f"{model.defaults.name}-{key}" / "model.onnx"
+
+
+def _there(file: Path) -> Path | None:
+    """Give a file where it is there, and have it count as used now."""
+    if not file.is_file():
+        return None
+    with suppress(OSError):  # not ours to touch
+        os.utime(file.parent)
     return file
 
 

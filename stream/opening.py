@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from toonstream.config import RenderSettings, Settings
 from toonstream.engines.select import engine_name
+from toonstream.engines.tensorrt.flavour import apart
 from toonstream.export.assemble import load_model
 from toonstream.export.checkpoints import Model
 from toonstream.export.loras import with_loras
@@ -35,7 +36,8 @@ def open_for(modes: Sequence[Settings], *, say: Callable[[str], None] = lambda l
     """Open the model that all these settings name.
 
     Args:
-        modes: at least one; what concerns the model and the engine is the same in all of them.
+        modes: at least one; what concerns the model and the engine is the same in all of them. Several are
+            compared: the engine that they begin on serves to the end.
         say: told what is done, where it takes a while.
 
     Raises:
@@ -48,6 +50,8 @@ def open_for(modes: Sequence[Settings], *, say: Callable[[str], None] = lambda l
         if settings.reference is not None:
             read_picture(settings.reference)  # to find out before the work that it cannot be read
     engine = engine_name(common.engine)
+    if len(modes) > 1:
+        engine, _ = apart(engine)
     model = load_model(common.model, engine=engine, allow_pickle=common.allow_pickle, say=say)
     model = with_loras(model, common.loras, allow_pickle=common.allow_pickle)
     choices = [settings.resolve(model.defaults) for settings in modes]

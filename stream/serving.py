@@ -1,21 +1,28 @@
 """The engine that streams run on: what is asked for, or torch until that is built.
 
+Behind torch, where nothing was asked for, TensorRT is built in the background, too, and has to prove itself
+on the card that is there before it takes over, see `engines.proof`. Where it has, it is loaded at once.
+
 What an engine is built for is settled here, and nowhere else: `toonstream engines build` builds under the
 same keys that a stream of the same settings looks for.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toonstream.config import MAX_WINDOW, RenderSettings
 from toonstream.engines.background import SwitchableEngine
 from toonstream.engines.compiling import Compiler, usual_compiler
-from toonstream.engines.engine import Engine
+from toonstream.engines.engine import Engine, NetworkSource
 from toonstream.engines.onnx_file import onnx_file
 from toonstream.engines.select import engine_name, open_engine
+from toonstream.engines.tensorrt.candidate import Candidate
 from toonstream.engines.tensorrt.engine import Shapes, TensorRtEngine
-from toonstream.engines.tensorrt.flavour import FLAVOURS
+from toonstream.engines.tensorrt.flavour import FLAVOURS, apart
+from toonstream.errors import ToonstreamError
+from toonstream.export.beside import ExportBeside
 from toonstream.export.checkpoints import Model
 from toonstream.export.reference import with_reference
 from toonstream.export.shapes import Envelope, declared_inputs
@@ -115,12 +122,18 @@ def envelope_shapes(envelope: Envelope) -> Shapes:
     return lambda source: envelope.triples(source.name, declared_inputs(onnx_file(source)))
 
 
-def network_names(model: Model) -> tuple[str, ...]:
-    """Name the networks of a model that a stream runs."""
+def network_names(model: Model, *, picture: bool = False) -> tuple[str, ...]:
+    """Name the networks of a model that a stream runs.
+
+    Args:
+        model: the model, with what attends to the past where anything is to.
+        picture: frames attend to a reference picture.
+    """
     hints = model.defaults.controlnets
     return (
         "text_encoder",
         "unet_reference" if "unet_reference" in model.sources else "unet",
+        *(["vae_encoder"] if picture else []),
         "vae_decoder",
         *(f"{kind}_{hint}" for hint in hints for kind in ("hint", "controlnet")),
         *(f"annotator_{hint}" for hint in hints if hint in model.annotators),
@@ -140,7 +153,7 @@ def open_stream_engine(
     """Open an engine for a stream of frames of one size.
 
     An engine that has to be built first is built in the background, while torch serves, and takes over at a
-    window boundary.
+    window boundary; what comes behind torch for `auto`, see `engine_name`, once it has proved itself.
 
     Args:
         name: as `--engine` takes it.
@@ -155,7 +168,8 @@ def open_stream_engine(
         EngineError: the engine is unknown, not installed, or of no use here.
         SettingError: the window is longer than the model knows.
     """
-    return _open(name, model, stream_envelope(model, settings, size=size), say, at_once, compiler)
+    names = network_names(model, picture=settings.reference is not None)
+    return _open(name, model, names, stream_envelope(model, settings, size=size), say, at_once, compiler)
 
 
 def open_live_networks(
@@ -188,8 +202,9 @@ def open_live_networks(
     attending = Attending.of(chosen)
     if attending is not None:
         model = with_reference(model, engine=name, say=say)
-    envelope = live_envelope(model, settings) if name in FLAVOURS else None
-    engine = _open_live(name) if envelope is None else _open(name, model, envelope, say)
+    envelope = live_envelope(model, settings) if FLAVOURS.keys() & set(apart(name)) else None
+    names = network_names(model, picture=chosen.reference is not None)
+    engine = _open_live(name) if envelope is None else _open(name, model, names, envelope, say)
     chunks = _chunks(model, chosen.prompt, chosen.negative_prompt)
     shared = SharedNetworks.load(
         model, engine, limits=envelope, loras=loras, chunks=chunks, attending=attending
@@ -206,21 +221,53 @@ def _open_live(name: str) -> Engine:
 def _open(
     name: str,
     model: Model,
+    names: Sequence[str],
     envelope: Envelope,
     say: Callable[[str], None],
     at_once: int = 1,
     compiler: Compiler | None = None,
 ) -> Engine:
+    serving, coming = apart(engine_name(name))
+    sources = [model.sources[network] for network in names]
+    if coming is not None:
+        return _open_behind(serving, coming, model, sources, envelope, say)
     engine = open_engine(
-        engine_name(name),
+        serving,
         shapes=envelope_shapes(envelope),
         model=model.defaults.name,
         at_once=at_once,
         compiler=compiler,
         say=say,
     )
-    if not isinstance(engine, TensorRtEngine):
-        return engine
-    if all(engine.is_built(model.sources[network]) for network in network_names(model)):
+    if not isinstance(engine, TensorRtEngine) or all(map(engine.is_built, sources)):
         return engine
     return SwitchableEngine(open_engine("torch"), successor=engine, say=say)
+
+
+def _open_behind(
+    serving: str,
+    coming: str,
+    model: Model,
+    sources: Sequence[NetworkSource],
+    envelope: Envelope,
+    say: Callable[[str], None],
+) -> Engine:
+    """Open what is to take over, where it has proved all networks; else what serves, and it behind that."""
+
+    def told(line: str) -> None:  # not every step of builds that nobody asked for
+        if not re.search(r" \d+/\d+$", line):
+            say(line)
+
+    engine = TensorRtEngine(coming, shapes=envelope_shapes(envelope), model=model.defaults.name, say=told)
+    export = ExportBeside(model, engine=coming, say=told)
+    candidate = Candidate(engine, sources, export=export, say=say)
+    try:
+        if candidate.load_proved():
+            return engine
+        objection = candidate.objection()
+    except ToonstreamError as error:  # which those who ask for this engine are to know, and nobody else
+        objection = str(error)
+    if objection is not None:
+        say(f"{serving} draws: {objection}")
+        return open_engine(serving)
+    return SwitchableEngine(open_engine(serving), successor=candidate, judge=candidate.judge, say=say)

@@ -62,6 +62,14 @@ def test_a_gpu_that_would_be_left_alone_comes_with_its_fix(monkeypatch: pytest.M
         assert not found[topic].needed
 
 
+def test_what_comes_behind_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toonstream.engines.select.engine_name", lambda name: "torch+tensorrt-rtx")
+    (finding,) = (finding for finding in findings() if finding.topic == "would use")
+    assert finding.text == (
+        "--engine torch, and tensorrt-rtx once it is built and agrees with that on this card"
+    )
+
+
 def test_opencv_under_another_name_is_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(package: str) -> str:
         raise PackageNotFoundError(package)

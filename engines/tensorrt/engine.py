@@ -1,7 +1,7 @@
 """TensorRT as an engine: builds what is not in the store, loads what is, and puts weights in by refit."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,8 @@ __all__ = ["Shapes", "TensorRtEngine", "deserialise"]
 
 Shapes = Callable[[NetworkSource], Mapping[str, Triple]]
 """Gives the shapes that a network will be called with, by input."""
+
+_Find = Callable[[NetworkSource], StoredEngine]
 
 
 class TensorRtEngine:
@@ -76,6 +78,7 @@ class TensorRtEngine:
         self._timeout = timeout
         self._stop = threading.Event()
         self._keys: dict[tuple[Path, str], EngineKey] = {}
+        self._loaded: dict[str, TensorRtNetwork] = {}
 
     @property
     def name(self) -> str:
@@ -119,18 +122,44 @@ class TensorRtEngine:
             compute_capability=".".join(map(str, self._capability)),
         )
 
-    def is_built(self, source: NetworkSource) -> bool:
-        """Say whether a network can be loaded without a build: its engine, or one to refit, is in the store.
+    def label(self, source: NetworkSource) -> str:
+        """What a network's engine is, for people."""
+        return f"{self._model} {source.name}".strip()
+
+    def basis(self, source: NetworkSource) -> NetworkSource:
+        """Give what of a network is built: without weights that were put in, where those go in by refit."""
+        return replace(source, weights={}) if source.weights and "refit" in self._flags else source
+
+    def stored(self, source: NetworkSource) -> StoredEngine | None:
+        """Give the engine that a network can be loaded from without a build, which may be one to refit.
 
         Raises:
             EngineError: there is no ONNX file.
         """
-        if self._store.find(self._stored_key(source)) is not None:
-            return True
-        if not (source.weights and "refit" in self._flags):
-            return False
-        stored = self._store.find(self._stored_key(replace(source, weights={})))
-        return stored is not None and _can_be_refitted(stored)
+        if (basis := self.basis(source)) is not source:
+            plain = self._store.find(self._stored_key(basis))
+            if plain is not None and plain.whole and _can_be_refitted(plain):
+                return plain
+        stored = self._store.find(self._stored_key(source))
+        return stored if stored is not None and stored.whole else None
+
+    def is_built(self, source: NetworkSource) -> bool:
+        """Say whether a network can be loaded without a build.
+
+        Raises:
+            EngineError: there is no ONNX file.
+        """
+        return self.stored(source) is not None
+
+    def load_stored(self, sources: Iterable[NetworkSource]) -> None:
+        """Load networks at once that `load` will be asked for, without building any.
+
+        Raises:
+            EngineError: as for `load`; and one is not in the store, or is damaged. Then none is loaded.
+        """
+        runtime = self._flavour.load()
+        loaded = {self.key(source).digest: self._load(runtime, source, self._intact) for source in sources}
+        self._loaded.update(loaded)
 
     def _stored_key(self, source: NetworkSource) -> EngineKey:
         """Give the key under which a network's engine is in the store, or will be."""
@@ -146,7 +175,7 @@ class TensorRtEngine:
         Raises:
             EngineError: it is refused, or the store cannot be written to.
         """
-        label = f"{self._model} {source.name}".strip()
+        label = self.label(source)
         key = self._stored_key(source)
 
         def make(output: Path) -> None:
@@ -178,17 +207,23 @@ class TensorRtEngine:
                 f"{source.name}: {self._flavour.title} runs on an NVIDIA GPU, and torch finds none here; "
                 "take another --engine"
             )
-        runtime = self._flavour.load()
-        if source.weights and "refit" in self._flags:
-            engine, stored = self._open(runtime, replace(source, weights={}))
+        ready = self._loaded.pop(self.key(source).digest, None)
+        return ready or self._load(self._flavour.load(), source, self.build)
+
+    def _load(self, runtime: Any, source: NetworkSource, find: _Find) -> TensorRtNetwork:
+        if (basis := self.basis(source)) is not source:
+            stored = find(basis)
+            engine = deserialise(runtime, self._flavour, stored)
             if _can_be_refitted(stored) and _refit(runtime, engine, source):
                 return self._network(source, engine, stored)
-        engine, stored = self._open(runtime, source)
-        return self._network(source, engine, stored)
+        stored = find(source)
+        return self._network(source, deserialise(runtime, self._flavour, stored), stored)
 
-    def _open(self, runtime: Any, source: NetworkSource) -> tuple[Any, StoredEngine]:
-        stored = self.build(source)
-        return deserialise(runtime, self._flavour, stored), stored
+    def _intact(self, source: NetworkSource) -> StoredEngine:
+        stored = self._store.intact(self._stored_key(source))
+        if stored is None:
+            raise EngineError(f"{self.label(source)} is not built")
+        return stored
 
     def _network(self, source: NetworkSource, engine: Any, stored: StoredEngine) -> TensorRtNetwork:
         device = torch.device("cuda", torch.cuda.current_device())

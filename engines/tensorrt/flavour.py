@@ -11,7 +11,7 @@ from typing import Any
 from toonstream.engines.installed import installed_version
 from toonstream.errors import EngineError
 
-__all__ = ["FLAVOURS", "Flavour"]
+__all__ = ["FLAVOURS", "Flavour", "apart", "behind", "fitting"]
 
 Capability = tuple[int, int]
 
@@ -107,3 +107,23 @@ FLAVOURS = {
         ),
     )
 }
+
+
+def fitting(capability: Capability) -> Flavour | None:
+    """Give the installed flavour that is made for a GPU, the quicker one to build first; None for none."""
+    for flavour in FLAVOURS.values():
+        made = capability in flavour.capabilities if flavour.capabilities else capability >= flavour.least
+        if made and flavour.version is not None:
+            return flavour
+    return None
+
+
+def behind(name: str, flavour: Flavour) -> str:
+    """Name an engine that serves until a flavour of TensorRT takes over, as in "torch+tensorrt-rtx"."""
+    return f"{name}+{flavour.name}"
+
+
+def apart(name: str) -> tuple[str, str | None]:
+    """Give the name of the engine that serves at first, and of the one that is to take over, if any."""
+    serving, behind_it, coming = name.partition("+")
+    return serving, coming if behind_it else None

@@ -127,7 +127,8 @@ def _engines() -> Iterator[Finding]:
     import torch
 
     from toonstream.engines.memory import gpu_too_old
-    from toonstream.engines.select import available_engines, open_engine
+    from toonstream.engines.select import available_engines, engine_name, open_engine
+    from toonstream.engines.tensorrt.flavour import apart
 
     for report in available_engines():
         if report.needs:
@@ -144,9 +145,11 @@ def _engines() -> Iterator[Finding]:
         yield Finding(topic=report.name, text=f"{report.version}, computes in {precision}")
     unused = torch.cuda.is_available() and gpu_too_old() is None and missing_for_torch() is not None
     try:
+        _, coming = apart(engine_name("auto"))
+        then = f", and {coming} once it is built and agrees with that on this card" if coming else ""
         yield Finding(
             topic="would use",
-            text=f"--engine {open_engine('auto').name}{', and not the GPU' if unused else ''}",
+            text=f"--engine {open_engine('auto').name}{', and not the GPU' if unused else then}",
             fix=INSTALL_EXPORT if unused else "",
         )
     except ToonstreamError as error:

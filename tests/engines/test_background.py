@@ -1,6 +1,8 @@
 """Networks that are replaced while they run."""
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.background import SwitchableEngine
-from toonstream.engines.engine import NetworkSource, TensorSpec
+from toonstream.engines.engine import Network, NetworkSource, TensorSpec
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.engines.weights import read_weights, replace_weights
@@ -153,6 +155,97 @@ def test_a_successor_is_prepared_from_the_first_boundary_on() -> None:
     engine.boundary()
     assert value(network) == 1.0
     engine.close()
+
+
+def test_what_is_to_take_over_is_held_against_what_serves_on_what_that_was_given() -> None:
+    heard: list[tuple[str, float, float, float]] = []
+
+    def judge(source: NetworkSource, serving: Network, coming: Network, given: Mapping[str, Tensor]) -> None:
+        outcomes = (float(network(given)["x"][0]) for network in (serving, coming))
+        heard.append((source.name, float(given["x"][0]), *outcomes))
+
+    new = constants("new", 1.0)
+    engine = SwitchableEngine(constants("old", 0.0), successor=new, judge=judge, blended_windows=0)
+    one, two = engine.load(source("one")), engine.load(source("two"))
+    engine.boundary()
+    for network, number in ((one, 5.0), (one, 6.0), (two, 7.0)):
+        network({"x": torch.full((2,), number)})
+    engine.settle()
+    assert value(one) == 0.0
+    assert [name for name, *_ in heard] == ["one", "two"]
+    assert heard[1] == ("two", 7.0, 0.0, 1.0)
+    assert heard[0][1] in (5.0, 6.0)
+    engine.boundary()
+    assert (value(one), value(two)) == (1.0, 1.0)
+    assert one.given is None  # nobody holds on to it any more
+    engine.replace(sources={"one": source("one")})  # of the engine that serves now: no judge is asked
+    engine.settle()
+    assert len(heard) == 2
+
+
+def test_what_the_judge_refuses_does_not_take_over_and_is_said_once() -> None:
+    def judge(source: NetworkSource, *_: object) -> None:
+        if source.name == "two":
+            raise EngineError("two is off")
+
+    said: list[str] = []
+    new = constants("new", 1.0)
+    engine = SwitchableEngine(constants("old", 0.0), successor=new, judge=judge, say=said.append)
+    one, two = engine.load(source("one")), engine.load(source("two"))
+    assert (value(one), value(two)) == (0.0, 0.0)
+    engine.boundary()
+    engine.settle()
+    for _ in range(6):
+        engine.boundary()
+        assert (value(one), value(two)) == (0.0, 0.0)
+    assert said == ["the old networks go on: two is off"]
+    assert one.given is two.given is None
+    assert engine.name == "old"
+
+
+def test_whoever_closes_it_does_not_wait_for_networks_that_nobody_calls() -> None:
+    said: list[str] = []
+    engine = SwitchableEngine(
+        constants("old", 0.0), successor=constants("new", 1.0), judge=lambda *_: None, say=said.append
+    )
+    network = engine.load(source("one"))
+    engine.boundary()
+    engine.close()
+    assert value(network) == 0.0
+    assert not said  # it has ended: nothing of it is news
+
+
+def test_a_stream_that_ends_takes_what_is_under_way_along() -> None:
+    """Also where nobody closes the engine: a thread in a library's code must not outlive the interpreter."""
+    code = """
+import threading
+import torch
+from toonstream.engines.background import SwitchableEngine
+from toonstream.engines.engine import NetworkSource
+
+class Slow:
+    name, per_shape = "slow", False
+    def __init__(self, stops):
+        self.stop = threading.Event()
+        self.stops = stops
+    def load(self, source):
+        if self.stops:
+            begun.set()
+            self.stop.wait()
+            print("given up", flush=True)
+        return lambda tensors: tensors
+    def close(self):
+        self.stop.set()
+
+begun = threading.Event()
+engine = SwitchableEngine(Slow(False), successor=Slow(True))
+network = engine.load(NetworkSource(name="one", onnx=None, build=torch.nn.Identity))
+engine.boundary()
+begun.wait()
+"""
+    command = [sys.executable, "-c", code]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (made.stdout, made.stderr, made.returncode) == ("given up\n", "", 0)
 
 
 def test_a_second_form_of_a_network_runs_beside_and_another_engine_takes_over_from_both() -> None:

@@ -12,6 +12,7 @@ from toonstream.engines.engine import Engine, Network, NetworkSource
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.engines.select import ENGINE_NAMES, available_engines, engine_name, open_engine
+from toonstream.engines.tensorrt.flavour import Flavour, apart
 from toonstream.engines.torch import TorchEngine
 from toonstream.errors import EngineError
 
@@ -143,13 +144,43 @@ def test_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_engine("auto").name == "torch"
 
 
+@pytest.mark.parametrize(
+    ("capability", "full", "meant"),
+    [
+        ((8, 9), False, "torch+tensorrt-rtx"),
+        ((12, 0), True, "torch+tensorrt-rtx"),
+        ((9, 0), False, "torch"),  # which TensorRT-RTX is not made for
+        ((9, 0), True, "torch+tensorrt"),
+        ((7, 0), True, "torch"),
+    ],
+)
+def test_behind_torch_comes_the_tensorrt_that_is_made_for_the_gpu(
+    capability: tuple[int, int], full: bool, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX is installed; the full one is, where `full` says so."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70"])
+    versions = {"tensorrt-rtx": "1.7", "tensorrt": "10.13" if full else None}
+    monkeypatch.setattr(Flavour, "version", property(lambda flavour: versions[flavour.name]))
+    assert engine_name("auto") == engine_name(meant) == meant
+    assert open_engine("auto").name == "torch"
+    assert apart(meant) == (meant.partition("+")[0], meant.partition("+")[2] or None)
+
+
+@pytest.mark.parametrize("name", ["torch+openvino", "openvino+tensorrt-rtx", "torch+"])
+def test_nothing_else_comes_behind_anything(name: str) -> None:
+    with pytest.raises(EngineError, match="unknown engine"):
+        engine_name(name)
+
+
 @pytest.mark.parametrize("package", ["diffusers", "transformers"])
 def test_auto_does_without_the_gpu_where_torch_lacks_what_builds_networks(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a plain install."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))  # that TensorRT-RTX is made for
     monkeypatch.setitem(sys.modules, package, None)
     assert engine_name("auto") == "openvino"
     with pytest.raises(EngineError, match=rf"needs {package}; run `pip install 'toonstream\[export\]'`"):

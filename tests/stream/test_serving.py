@@ -1,7 +1,8 @@
 """The engine of a stream, and another that takes over while it runs."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from toonstream.engines.build import BuildJob, Built
 from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource, TensorSpec
 from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
+from toonstream.engines.select import engine_name
+from toonstream.engines.store import EngineStore
+from toonstream.engines.tensorrt.engine import TensorRtEngine
+from toonstream.engines.tensorrt.flavour import Flavour
 from toonstream.engines.weights import read_weights, replace_weights
 from toonstream.errors import EngineError, SettingError
 from toonstream.export.checkpoints import Model, open_model, shipped_model
@@ -32,6 +37,7 @@ from toonstream.stream.live.core import LiveCore, LiveToon, wished
 from toonstream.stream.live.inbox import Captured
 from toonstream.stream.live.networks import SharedNetworks
 from toonstream.stream.live.settings import LiveSettings, Plan
+from toonstream.stream.opening import open_for
 from toonstream.stream.serving import live_envelope, open_live_networks, open_stream_engine
 from toonstream.stream.sizes import padded_size
 from toonstream.stream.stylizer import load_stylizer
@@ -65,13 +71,15 @@ class TintedEngine:
         return Tinted(network) if source.name == "vae_decoder" else network
 
 
-def toons(model: Model, engine: Engine, *, settle_at: int | None = None) -> list[NDArray[np.uint8]]:
+def toons(
+    model: Model, engine: Engine, *, settle_at: int | None = None, frames: int = FRAMES
+) -> list[NDArray[np.uint8]]:
     """Stream a few frames; wait at one of them until what takes over is ready."""
     choices = Settings(window=2, stride=1).resolve(model.defaults)
     stylizer = load_stylizer(model, choices, engine=engine, stopwatch=Stopwatch())
     conditions = Conditions(model.defaults.controlnets, size=SIZE, multiple=model.size_multiple)
     made = []
-    for index in range(FRAMES):
+    for index in range(frames):
         if index == settle_at:
             assert isinstance(engine, SwitchableEngine)
             engine.settle()
@@ -201,6 +209,219 @@ def test_while_one_network_is_not_built_torch_serves(model: Model, gpu: Path) ->
     assert main(["engines", "build", "toonlet", "--size", "64x64", "--networks", "unet"]) == 0
     engine = open_stream_engine("tensorrt-rtx", model, Settings().resolve(model.defaults), size=(64, 64))
     assert isinstance(engine, SwitchableEngine)
+
+
+class OtherNetwork(NetworkAround):
+    """A network that gives something else, as far as `change` goes."""
+
+    def __init__(self, network: Network, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(network)
+        self._change = change
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._change(made) for name, made in self._network(tensors).items()}
+
+
+@dataclass
+class Card:
+    """A GPU, as far as this goes: ONNX Runtime stands in for torch, and for TensorRT.
+
+    Attributes:
+        change: what TensorRT's decoder makes of its output.
+        refuses: a network that TensorRT does not load.
+        free: bytes of its memory.
+        loaded: networks that TensorRT has loaded, in order.
+        built: likewise for builds.
+        said: what the user was told.
+    """
+
+    change: Callable[[Tensor], Tensor] = lambda made: 1.01 * made  # so that who drew a frame can be told
+    refuses: str = ""
+    free: int = 80 << 30
+    loaded: list[str] = field(default_factory=list)
+    built: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def open(self, model: Model) -> Engine:
+        """As for `auto`."""
+        self.loaded.clear()
+        self.built.clear()
+        self.said.clear()
+        choices = Settings(window=2, stride=1).resolve(model.defaults)
+        name = engine_name("auto")
+        assert name == "torch+tensorrt-rtx"
+        return open_stream_engine(name, model, choices, size=SIZE, say=self.said.append)
+
+    def _load(self, runtime: object, source: NetworkSource, find: object) -> Network:
+        assert callable(find)
+        find(source)
+        if source.name == self.refuses:
+            raise EngineError(f"{source.name} does not load")
+        self.loaded.append(source.name)
+        network = OnnxRuntimeEngine().load(source)
+        return OtherNetwork(network, self.change) if source.name == "vae_decoder" else network
+
+    def _build(self, job: BuildJob, output: Path, **options: object) -> Built:
+        self.built.append(job.label)
+        output.write_bytes(b"engine")
+        return Built(seconds=0.0, peak_bytes=None)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch, gpu: Path) -> Card:
+    made = Card()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (made.free, 80 << 30))
+    monkeypatch.setattr("toonstream.engines.tensorrt.engine.run_build", made._build)
+    monkeypatch.setattr(Flavour, "load", lambda flavour: None)
+    monkeypatch.setattr(TensorRtEngine, "_load", made._load)
+
+    def open_engine(name: str) -> Engine:
+        assert name == "torch"
+        return OnnxRuntimeEngine()
+
+    monkeypatch.setattr("toonstream.stream.serving.open_engine", open_engine)
+    return made
+
+
+NETWORKS = 7  # that a stream of the shipped model runs
+BUILDS = "tensorrt-rtx is built for this card in the background, once; torch draws meanwhile"
+
+
+def test_what_was_not_asked_for_is_built_and_proved_behind_torch_and_loaded_at_once_from_then_on(
+    model: Model, card: Card
+) -> None:
+    before = toons(model, OnnxRuntimeEngine())
+    engine = card.open(model)
+    assert engine.name == "onnxruntime"
+    made = toons(model, engine, settle_at=4)
+    assert card.said[0] == BUILDS
+    assert card.said[1:-1] == [
+        f"toonlet {name}: built in 0 s ({number + 1} of {NETWORKS})"
+        for number, name in enumerate(card.loaded)
+    ]
+    assert card.said[-1] == "tensorrt-rtx takes over"
+    assert len(card.built) == len(card.loaded) == NETWORKS
+    assert engine.name == "tensorrt-rtx"
+    assert difference(made[0], before[0]) < 0.01
+    assert difference(made[-1], before[-1]) > 0.2
+    again = card.open(model)
+    assert (again.name, len(card.loaded), card.built, card.said) == ("tensorrt-rtx", NETWORKS, [], [])
+    after = toons(model, again)
+    assert len(card.loaded) == NETWORKS  # each once
+    assert difference(after[0], before[0]) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda made: 1.2 * made, r"its image is 2\.0e-01 off, and 0\.03 would do"),
+        (lambda made: made / 0.0, "its image is not finite"),
+    ],
+)
+def test_what_disagrees_does_not_take_over_and_is_not_asked_again(
+    model: Model, card: Card, change: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    card.change = change
+    engine = card.open(model)
+    made = toons(model, engine, settle_at=3, frames=5)
+    reason = f"toonlet vae_decoder in tensorrt-rtx does not compute on this card what torch does: {reason}"
+    (said,) = (line for line in card.said if "does not compute" in line)
+    assert re.match(f"the old networks go on: {reason}; `toonstream engines prune --all` forgets", said)
+    assert engine.name == "onnxruntime"
+    for picture, old in zip(made, toons(model, OnnxRuntimeEngine(), frames=5), strict=True):
+        assert difference(picture, old) < 0.01
+    card.change = lambda made: made
+    again = card.open(model)
+    assert isinstance(again, OnnxRuntimeEngine)  # nothing is behind it
+    (said,) = card.said
+    assert re.match(f"torch draws: {reason}", said)
+    assert not card.loaded
+    assert main(["engines", "prune", "--all"]) == 0
+    toons(model, card.open(model), settle_at=3, frames=5)
+    assert card.said[-1] == "tensorrt-rtx takes over"
+
+
+def test_another_card_is_asked_anew(model: Model, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    toons(model, card.open(model), settle_at=3, frames=5)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another card of the same kind")
+    engine = card.open(model)
+    assert engine.name == "onnxruntime"
+    toons(model, engine, settle_at=3, frames=5)
+    assert card.said == ["tensorrt-rtx takes over"]  # nothing had to be built
+    assert card.open(model).name == "tensorrt-rtx"
+
+
+def test_what_does_not_load_leaves_torch_and_that_is_one_line(model: Model, card: Card) -> None:
+    card.refuses = "vae_decoder"
+    engine = card.open(model)
+    toons(model, engine, settle_at=3, frames=5)
+    assert card.said[-1] == "the old networks go on: vae_decoder does not load"
+    assert engine.name == "onnxruntime"
+    card.refuses = ""
+    toons(model, card.open(model), settle_at=3, frames=5)
+    assert card.said[-1] == "tensorrt-rtx takes over"
+    card.refuses = "unet"  # after all that: a driver that is older, say
+    engine = card.open(model)
+    assert (engine.name, card.said) == ("onnxruntime", [])
+    toons(model, engine, settle_at=3, frames=5)
+    assert card.said == ["the old networks go on: unet does not load"]
+
+
+def test_a_damaged_engine_is_built_again_behind_torch(model: Model, card: Card) -> None:
+    toons(model, card.open(model), settle_at=3, frames=5)
+    damaged = next(engine for engine in EngineStore().engines() if engine.label == "toonlet unet")
+    damaged.path.write_bytes(b"ENGINE")
+    engine = card.open(model)
+    assert engine.name == "onnxruntime"
+    toons(model, engine, settle_at=3, frames=5)
+    assert card.built == ["toonlet unet"]
+    assert "damaged; building it again" in card.said[0]
+    assert card.said[-1] == "tensorrt-rtx takes over"
+
+
+def test_where_memory_does_not_suffice_for_both_torch_goes_on(model: Model, card: Card) -> None:
+    card.free = 1 << 30
+    engine = card.open(model)
+    toons(model, engine, settle_at=3, frames=5)
+    assert re.match(
+        "the old networks go on: .* not enough GPU memory for tensorrt-rtx beside torch; lower", card.said[-1]
+    )
+    assert not card.loaded
+
+
+def test_live_streams_have_it_behind_torch_too(
+    model: Model, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Engine] = []
+
+    def load(model: Model, engine: Engine, **options: object) -> None:
+        opened.append(engine)
+        assert options["limits"] is not None
+        raise EngineError("far enough")
+
+    monkeypatch.setattr(SharedNetworks, "load", load)
+    with pytest.raises(EngineError, match="far enough"):
+        open_live_networks(engine_name("auto"), model, LiveSettings())
+    assert isinstance(opened[0], SwitchableEngine)
+
+
+def test_modes_that_are_compared_stay_on_the_engine_that_they_begin_on(card: Card) -> None:
+    both = [Settings(), Settings(deflicker="balanced")]
+    assert open_for(both).engine == "torch"
+    assert open_for(both[:1]).engine == "torch+tensorrt-rtx"
+
+
+def test_a_model_without_onnx_files_of_ones_own_is_drawn_by_torch(model: Model, card: Card) -> None:
+    """Nothing is exported into a folder that is not ours."""
+    bare = replace(
+        model, sources={name: replace(source, onnx=None) for name, source in model.sources.items()}
+    )
+    engine = card.open(bare)
+    assert isinstance(engine, SwitchableEngine)
+    with pytest.raises(EngineError, match="has no ONNX file; write it with `toonstream export MODEL`"):
+        engine._successor.load(bare.sources["unet"])  # type: ignore[union-attr]
 
 
 class Uncalled:

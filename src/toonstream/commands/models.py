@@ -69,6 +69,7 @@ def run(words: Sequence[str]) -> int:
 
 def _get(preset: "Preset", options: argparse.Namespace) -> int:
     from toonstream.engines.select import engine_name
+    from toonstream.engines.tensorrt.flavour import apart
     from toonstream.export.assemble import assemble, export_for
 
     def say(line: str) -> None:
@@ -76,7 +77,8 @@ def _get(preset: "Preset", options: argparse.Namespace) -> int:
 
     folder = assemble(preset, allow_pickle=options.allow_pickle, say=say)
     if options.engine is not None:
-        export_for(engine_name(options.engine), folder, say=say)
+        serving, coming = apart(engine_name(options.engine))
+        export_for(coming or serving, folder, say=say)
     print(json.dumps({"name": preset.name, "folder": str(folder)}) if options.json else folder)
     return 0
 
