@@ -80,6 +80,7 @@ class Buffered:
             _fill(call.inputs, tensors)
         else:
             if len(self._calls) == _KEPT_SHAPES:  # before the next one takes memory
+                _finish(self._device)  # what a run works with is not to go before it is over
                 self._calls.popitem(last=False)
             # Whoever calls next may be in inference mode or not: buffers that were made in it could not be
             # filled outside.
@@ -92,6 +93,12 @@ class Buffered:
             call = _Call(inputs=buffers, step=self._prepare(buffers))
             self._calls[shapes] = call
         return {name: tensor.clone() for name, tensor in call.step().items()}
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until the GPU has done all that it was asked for here; not for all of it, see `_RECORDING`."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _fill(buffers: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -144,6 +144,7 @@ class _Contexts:
             outputs=outputs,
             workspace=None if self._options is None else self._lend_workspace(context),
             stream=self._stream,
+            beneath=(self._engine, self._options, self._cache),
         )
         # It is run a few times first: kernels for these shapes are compiled then, which cannot be recorded.
         recorded = self._record(step, partial(self._may_be_recorded, context))
@@ -171,10 +172,13 @@ class _Contexts:
     def _keep_kernels(self) -> None:
         if self._cache is None or self._kernels is None:
             return
+        kernels = self._cache.serialize()
+        if kernels is None:  # it cannot: then they are compiled again
+            return
         partial = self._kernels.with_suffix(f".{secrets.token_hex(4)}.partial")
-        with suppress(OSError):  # a full disk, an engine that was pruned: then they are compiled again
+        with suppress(OSError):  # a full disk, an engine that was pruned: likewise
             try:
-                partial.write_bytes(self._cache.serialize())
+                partial.write_bytes(kernels)
                 partial.replace(self._kernels)
             finally:
                 partial.unlink(missing_ok=True)
@@ -188,6 +192,7 @@ class _Run:
         name: the network's role, for errors.
         context: to run. outputs: what it writes to. workspace: what it works in, None where it has its own.
         stream: gives the CUDA stream that torch is working on.
+        beneath: what the context was made of, which is not to go before it.
     """
 
     name: str
@@ -195,6 +200,7 @@ class _Run:
     outputs: Mapping[str, Tensor]
     workspace: Tensor | None
     stream: Callable[[], int]
+    beneath: tuple[Any, ...]
 
     def __call__(self) -> Mapping[str, Tensor]:
         if not self.context.execute_async_v3(self.stream()):

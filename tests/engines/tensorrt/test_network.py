@@ -262,6 +262,42 @@ def test_kernels_that_cannot_be_kept_are_compiled_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [kernels]
 
 
+def test_a_cache_that_gives_nothing_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cache, "serialize", lambda cache: None)
+    made = network(RtxEngine(), kernels=tmp_path / "kernels")(image(1))
+    assert torch.equal(made["doubled"], torch.full((1, 3), 2.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_context_was_made_of_stays_as_long_as_it_does(tmp_path: Path) -> None:
+    engine, recorder = RtxEngine(), Recorder()
+    run = network(engine, record=recorder, kernels=tmp_path / "kernels")
+    run(image(1))
+    assert engine.options.cache is not None
+    beneath = [weakref.ref(each) for each in (engine, engine.options, engine.options.cache)]
+    (step,) = recorder.steps
+    recorder.steps.clear()
+    del engine, run
+    gc.collect()
+    assert all(each() is not None for each in beneath)
+    del step
+    gc.collect()
+    assert all(each() is None for each in beneath)
+
+
+def test_what_is_given_up_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[tuple[str, int]] = []
+    engine = Engine()
+    monkeypatch.setattr(
+        "toonstream.engines.replay._finish",
+        lambda device: waited.append((device.type, len(engine.contexts))),
+    )
+    run = network(engine)
+    for batch in range(1, 7):
+        run(image(batch))
+    assert waited == [("cpu", 4), ("cpu", 5)]
+
+
 def test_what_cannot_be_recorded_is_not_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
     run = network(RtxEngine(), record=recorder)
