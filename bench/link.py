@@ -24,17 +24,21 @@ class End(asyncio.DatagramProtocol):
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
         self.transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
+        """Pass a packet on."""
         self._came(data)
 
     def send(self, data: bytes) -> None:
+        """Send a packet to whom is spoken to from here."""
         if self.peer is not None and self.transport is not None and not self.transport.is_closing():
             self.transport.sendto(data, self.peer)
 
     @property
     def address(self) -> Address:
+        """Where it is."""
         assert self.transport is not None
         address: Address = self.transport.get_extra_info("sockname")
         return address
@@ -59,12 +63,14 @@ class Link:
         self._to_server = End(lambda data: self._carry(data, self._to_client))
 
     async def open(self) -> None:
+        """Begin to carry packets."""
         host = get_host_addresses(use_ipv4=True, use_ipv6=False)[0]
         loop = asyncio.get_running_loop()
         for end in (self._to_client, self._to_server):
             await loop.create_datagram_endpoint(lambda end=end: end, local_addr=(host, 0))  # type: ignore[misc]
 
     def close(self) -> None:
+        """Carry none any more."""
         for end in (self._to_client, self._to_server):
             if end.transport is not None:
                 end.transport.close()

@@ -2,6 +2,7 @@
 
     python bench/live.py media [--watchers 0 1 5 10]   CPU of the way in and out, without networks
     python bench/live.py churn [--visits 100] [--at-once 5] [--rounds 1]   watchers that come and go
+    python bench/live.py rough [--seconds 20]          networks that lose and delay packets
     python bench/live.py glass [--sizes 256 384] [--promises 200ms 300ms 400ms 700ms] [--hogs 4]
 
 `media` compares three servers that give back what they are sent, 640×480 at 30 fps: ours (pictures through
@@ -11,6 +12,9 @@ back. The CPU is that of the server's process alone; camera and screens are in t
 
 `churn` lets each visitor connect and see a picture before it leaves, every third without a word: the server
 finds out half a minute later. One watcher stays, and counts what it misses.
+
+`rough` sends what is published, and what comes back, through a link that loses packets, both ways, and takes
+its time, as `tc netem` would where it is permitted. A freeze is the longest time without a new picture.
 
 `glass` measures from glass to glass: the camera shows a light band that moves from place to place, and what
 counts is the time from there to the screen, through two encoders, two decoders, and the networks that ship,
@@ -27,6 +31,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from statistics import median
 
 import aiohttp
@@ -38,6 +43,7 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 from aiortc.contrib.media import MediaRelay
 from av import VideoFrame
 from hogs import hogs
+from link import Link, link
 from numpy.typing import NDArray
 
 from toonstream.server.app import Server
@@ -219,18 +225,23 @@ class Screen:
         endpoint: str,
         camera: Camera | None = None,
         shown: Callable[[VideoFrame], None] = lambda frame: None,
+        through: Link | None = None,
     ) -> None:
-        """Publish, or watch where there is no camera."""
+        """Publish, or watch where there is no camera; `through` a network, or the machine's own."""
         self.peer.on("track", lambda track: self._watch(track, shown))
         self.peer.addTransceiver(camera or "video", direction="sendrecv" if camera else "recvonly")
         await self.peer.setLocalDescription(await self.peer.createOffer())
-        response = await http.post(endpoint, data=self.peer.localDescription.sdp, headers=_SDP)
+        offer = self.peer.localDescription.sdp
+        offer = offer if through is None else through.offered(offer)
+        response = await http.post(endpoint, data=offer, headers=_SDP)
         assert response.status == 201, await response.text()
         self.location = response.headers["Location"]
-        for link in response.headers.getall("Link", []):
-            match = re.fullmatch(r'<([^>]+)>; rel="urn:toonstream:whep"', link)
+        for header in response.headers.getall("Link", []):
+            match = re.fullmatch(r'<([^>]+)>; rel="urn:toonstream:whep"', header)
             self.link = match[1] if match else self.link
-        await self.peer.setRemoteDescription(RTCSessionDescription(await response.text(), "answer"))
+        answer = await response.text()
+        answer = answer if through is None else through.answered(answer)
+        await self.peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
 
     def _watch(self, track: MediaStreamTrack, shown: Callable[[VideoFrame], None]) -> None:
         async def look() -> None:
@@ -453,6 +464,44 @@ async def _gauge(http: aiohttp.ClientSession, name: str) -> float:
     return float(match[1])
 
 
+async def _rough(seconds: float) -> None:
+    print("| loss % | delay ms, each way | packets lost | fps | pictures missing % | longest freeze s |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for loss, delay in ((0.0, 0.0), (0.05, 0.0), (0.0, 0.1), (0.05, 0.1), (0.1, 0.1)):
+        async with _server("ours") as (url, _), aiohttp.ClientSession(url) as http:
+            print(await _through(http, loss, delay, seconds), flush=True)
+
+
+async def _through(http: aiohttp.ClientSession, loss: float, delay: float, seconds: float) -> str:
+    """A row: what comes back through a network like that."""
+    scene, gaps = [scene_of(index) for index in range(60)], Gaps(_RATE)
+    moments: list[float] = []
+
+    def shown(frame: VideoFrame) -> None:
+        gaps.shown(frame.pts or 0)
+        moments.append(time.perf_counter())
+
+    screen = Screen()
+    async with link(loss=loss, delay=delay, jitter=delay / 10) as network:
+        try:
+            camera = Camera(lambda index: scene[index % 60])
+            await screen.connect(http, "/whip", camera, shown, through=network)
+            await screen.first()
+            await asyncio.sleep(_SETTLE)
+            lost = network.lost
+            gaps.seen = gaps.lost = 0
+            moments.clear()
+            begin = time.perf_counter()
+            await asyncio.sleep(seconds)
+            moments.append(time.perf_counter())
+        finally:
+            await screen.close()
+    freeze = max(later - earlier for earlier, later in pairwise([begin, *moments]))
+    cells = [f"{100 * loss:g}", f"{1000 * delay:g}", f"{network.lost - lost}", f"{gaps.seen / seconds:.1f}"]
+    cells += [f"{100 * gaps.lost / max(1, gaps.seen + gaps.lost):.1f}", f"{freeze:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
 async def _glass(
     sizes: Sequence[int], promises: Sequence[str], seconds: float, engine: str, busy: int
 ) -> None:
@@ -558,7 +607,7 @@ def _milliseconds(seconds: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("media", "churn", "glass"), default="media")
+    parser.add_argument("what", nargs="?", choices=("media", "churn", "rough", "glass"), default="media")
     parser.add_argument("--serve", choices=tuple(_SERVERS), help=argparse.SUPPRESS)
     parser.add_argument("--watchers", type=int, nargs="+", default=[0, 1, 5, 10])
     parser.add_argument("--visits", type=int, default=100)
@@ -576,6 +625,8 @@ def main() -> None:
         asyncio.run(_media(options.watchers, options.seconds))
     elif options.what == "churn":
         asyncio.run(_churn(options.visits, options.at_once, options.rounds))
+    elif options.what == "rough":
+        asyncio.run(_rough(options.seconds))
     else:
         asyncio.run(_glass(options.sizes, options.promises, options.seconds, options.engine, options.hogs))
 

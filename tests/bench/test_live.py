@@ -79,3 +79,24 @@ def test_pictures_that_never_came_are_told_from_the_times_of_those_that_did(benc
     for time in (0, 3000, 6010, 15_000, 17_990):
         gaps.shown(time)
     assert (gaps.seen, gaps.lost) == (5, 2)
+
+
+async def test_a_row_of_a_rough_network_says_what_came_through(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_SETTLE", 0.1)
+    catalogue = Catalogue(model="copy", prompt="", styles=(), steps=1, window=1, latency=0.1)
+    settings = ServerSettings(port=0, latency=0.1, limits=Limits(offers_per_minute=1e4))
+    async with (
+        Server(settings, bench.Copier, catalogue) as server,
+        aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http,
+    ):
+        row = await bench._through(http, 0.05, 0.02, 3.0)
+    cells = [float(cell) for cell in row.strip("| \n").split("|")]
+    assert len(cells) == 6
+    packets, fps, missing, freeze = cells[2:]
+    assert cells[:2] == [5, 20]
+    assert packets > 0
+    assert 1 < fps < 40
+    assert 0 <= missing < 100
+    assert freeze > 0
