@@ -17,7 +17,7 @@ from torch import Tensor
 
 from toonstream.errors import EngineError
 
-__all__ = ["TOLERANCE", "Proof", "keep_proof", "kept_proof", "prove"]
+__all__ = ["TOLERANCE", "Proof", "keep_proof", "kept_proof", "kept_proofs", "prove"]
 
 TOLERANCE = 3e-2  # of the largest value: what half precision alone makes of a deep network's outputs is less
 _LEAST = torch.finfo(torch.float16).tiny  # below it, half precision says little
@@ -73,24 +73,31 @@ def prove(serving: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> Proof:
 
 def kept_proof(engine: Path, name: str) -> Proof | None:
     """Give what is kept beside an engine under a name; None where there is nothing, or it is damaged."""
+    return kept_proofs(engine).get(name)
+
+
+def kept_proofs(engine: Path) -> dict[str, Proof]:
+    """Give all that is kept beside an engine, by name; what is damaged is left out."""
     try:
-        kept = json.loads(engine.with_name(_FILE).read_text(encoding="utf-8"))[name]
-        error = kept["error"]
-        return Proof(output=str(kept["output"]), error=None if error is None else float(error))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        kept = json.loads(engine.with_name(_FILE).read_text(encoding="utf-8"))
+        return {name: _read(facts) for name, facts in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _read(facts: Mapping[str, object]) -> Proof:
+    error = facts["error"]
+    return Proof(output=str(facts["output"]), error=None if error is None else float(str(error)))
 
 
 def keep_proof(engine: Path, name: str, proof: Proof) -> None:
     """Keep a proof beside an engine; it goes with it."""
     path = engine.with_name(_FILE)
     partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
-    kept: dict[str, object] = {}
-    with suppress(OSError, ValueError, TypeError):  # there is none yet, or it is damaged
-        kept = dict(json.loads(path.read_text(encoding="utf-8")))
+    content = {each: asdict(kept) for each, kept in {**kept_proofs(engine), name: proof}.items()}
     with suppress(OSError):  # a full disk, an engine that was pruned: then it is asked again
         try:
-            partial.write_text(json.dumps({**kept, name: asdict(proof)}, indent=2), encoding="utf-8")
+            partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -3,15 +3,18 @@
 import contextlib
 import io
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from toonstream.cli import main
 from toonstream.config import Settings, Size
 from toonstream.engines.build import BuildJob, Built
+from toonstream.engines.proof import Proof, keep_proof
 from toonstream.engines.store import EngineStore
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.errors import ModelError
@@ -79,6 +82,54 @@ def test_what_is_kept_is_listed_with_what_is_damaged(built: str) -> None:
     assert code == 0
     assert "is damaged; building it again" in err
     assert "DAMAGED" not in run("list")[1]
+
+
+def test_an_engine_is_inspected(built: str) -> None:
+    engine = next(engine for engine in EngineStore().engines() if engine.label == "toonlet unet")
+    keep_proof(engine.path, "a card", Proof(output="output", error=0.01))
+    keep_proof(engine.path, "another card", Proof(output="output", error=None))
+    code, out, _ = run("inspect", engine.digest[:12])
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"toonlet unet  {engine.path}"
+    assert lines[1].endswith("as it was built")
+    words = [line.split() for line in lines]
+    assert ["compute_capability", "8.9"] in words
+    assert ["flags", "require_user_allocation"] in words
+    assert ["sample", "1x1x32x32x32", "1x4x32x32x32", "1x4x32x32x32"] in words  # min, opt, max
+    assert lines[-3:] == [
+        "on a card: agrees with torch",
+        "on another card: its output is not finite",
+        "its layers show where there is a GPU to load it",
+    ]
+    for wrong in ("", "no such key"):
+        code, _, err = run("inspect", *wrong.split())
+        assert code == 2
+        assert "0 engines; see toonstream engines list" in err
+
+
+def test_polygraphy_shows_the_layers_where_there_is_a_gpu(
+    built: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it gets as far as that there is none."""
+    engine = next(iter(EngineStore().engines()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked: list[list[str]] = []
+    outcomes: list[subprocess.CompletedProcess[str]] = []
+    run_process = subprocess.run
+
+    def told(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        outcomes.append(run_process(words, capture_output=True, text=True, **options))
+        return outcomes[0]
+
+    monkeypatch.setattr(subprocess, "run", told)
+    code, _, _ = run("inspect", engine.digest)
+    assert asked[0][-6:] == ["model", str(engine.path), "--model-type", "engine", "--show", "layers"]
+    assert code != 0
+    said = outcomes[0].stdout + outcomes[0].stderr
+    assert "Loading bytes from" in said
+    assert "Could not deserialize engine" in said
 
 
 def test_pruning_goes_by_age_use_and_size(built: str) -> None:

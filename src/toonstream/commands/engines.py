@@ -1,13 +1,15 @@
 """`toonstream engines`: build networks into engines ahead, look at what is kept, check it, throw it away."""
 
 import argparse
+import os
 import re
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from toonstream.config import Mode, Settings, Size
 from toonstream.errors import SettingError
@@ -15,6 +17,7 @@ from toonstream.parser import Parser
 
 if TYPE_CHECKING:
     from toonstream.engines.engine import NetworkSource
+    from toonstream.engines.store import StoredEngine
     from toonstream.engines.tensorrt.engine import TensorRtEngine
     from toonstream.export.checkpoints import Model
     from toonstream.export.shapes import Envelope
@@ -31,6 +34,7 @@ _LINE_SECONDS = 2.0  # between two lines of a build's progress
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-1}
 
 _USAGE = """toonstream engines list
+       toonstream engines inspect KEY
        toonstream engines build MODEL [--engine E] [--compute-capability N.N] [--size WxH]
        toonstream engines verify MODEL [--engine E] [--size WxH]
        toonstream engines prune [--older-than DAYS] [--unused DAYS] [--keep GB] [--all]"""
@@ -42,6 +46,8 @@ def run(words: Sequence[str]) -> int:
     match options.action:
         case "list":
             return _list()
+        case "inspect":
+            return _inspect(options)
         case "build":
             return _build(options)
         case "verify":
@@ -53,10 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "toonstream engines",
         usage=_USAGE,
-        description="MODEL is a model folder, or the name of a preset, such as toonlet.",
+        description="MODEL is a model folder, or a preset such as toonlet; KEY an engine's, from list.",
         column=29,
     )
-    parser.add_argument("action", choices=["list", "build", "verify", "prune"], help=argparse.SUPPRESS)
+    actions = ("list", "inspect", "build", "verify", "prune")
+    parser.add_argument("action", choices=actions, help=argparse.SUPPRESS)
     parser.add_argument("model", nargs="?", metavar="MODEL", help=argparse.SUPPRESS)
     add = parser.add_argument_group("build, verify (unset ones are the model's choice)").add_argument
     add("--engine", metavar="E", help="tensorrt-rtx (to build), or any engine (to verify)")
@@ -104,6 +111,48 @@ def _list() -> int:
         )
     print(f"{total / 1e6:.1f} MB in {store.folder}")
     return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    import torch
+
+    from toonstream.engines.proof import kept_proofs
+    from toonstream.engines.store import EngineStore
+
+    store = EngineStore()
+    found = [engine for engine in store.engines() if engine.digest.startswith(options.model or "-")]
+    if len(found) != 1:
+        asked = options.model or "no key"
+        raise SettingError(f"{asked} is the key of {len(found)} engines; see toonstream engines list")
+    (engine,) = found
+    built = f"built {_ago(time.time() - engine.built)} ago in {engine.seconds} s"
+    state = "as it was built" if engine.intact() else "DAMAGED: it is built again when it is needed"
+    print(f"{engine.label}  {engine.path}")
+    print(f"{engine.size / 1e6:.1f} MB, {built}, {state}")
+    shapes = cast(Mapping[str, Sequence[Sequence[int]]], engine.key["shapes"])
+    for name, value in engine.key.items():
+        if name != "shapes" and value:
+            print(f"{name:20} {' '.join(value) if isinstance(value, list) else value}")
+    for name, triple in shapes.items():
+        print(f"{name:20} {'  '.join('x'.join(map(str, shape)) for shape in triple)}")
+    for card, proof in kept_proofs(engine.path).items():
+        print(f"on {card}: {'agrees with torch' if proof.agrees else proof}")
+    if not torch.cuda.is_available():
+        print("its layers show where there is a GPU to load it")
+        return 0
+    return _layers(engine)
+
+
+def _layers(engine: "StoredEngine") -> int:
+    """Have Polygraphy show an engine's bindings and layers, in a process that its flavour is chosen for."""
+    program = "import sys; from polygraphy.tools import main; sys.exit(main())"
+    words = ["inspect", "model", str(engine.path), "--model-type", "engine", "--show", "layers"]
+    rtx = "1" if engine.key["flavour"] == "tensorrt-rtx" else "0"
+    return subprocess.run(
+        [sys.executable, "-P", "-c", program, *words],
+        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": rtx},
+        check=False,
+    ).returncode
 
 
 def _ago(seconds: float) -> str:
