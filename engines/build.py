@@ -82,6 +82,7 @@ def run_build(
         what="build",
         heard=lambda event: say(f"{job.label}: {event['phase']} {event['done']}/{event['steps']}"),
         timeout=timeout,
+        longer="; raise --timeout",
         stop=stop,
     )
     return Built(seconds=time.monotonic() - begin, peak_bytes=done["peak_bytes"])

@@ -41,6 +41,7 @@ def follow(
     what: str,
     heard: Callable[[Mapping[str, Any]], None],
     timeout: float,
+    longer: str = "",
     stop: threading.Event | None = None,
 ) -> Mapping[str, Any]:
     """Have a job done; the process is gone when this returns, however it returns.
@@ -52,6 +53,7 @@ def follow(
         what: the work, as in "build".
         heard: is given every event on the way.
         timeout: seconds after which it is given up.
+        longer: what is then said that makes it wait longer, as in "; raise --timeout".
         stop: when it is set, it is given up.
 
     Returns:
@@ -71,21 +73,20 @@ def follow(
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    other: deque[str] = deque(maxlen=3)  # lines that are no JSON: the last words of a process that dies
+    other: deque[str] = deque(maxlen=3)  # lines that are no events: the last words of a process that dies
     try:
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()  # and left open: when it closes, the process ends
-        for line in _lines(process.stdout, time.monotonic() + timeout, stop, label, what):
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
+        for line in _lines(process.stdout, time.monotonic() + timeout, stop, label, what, longer):
+            event = _event(line)
+            if event is None:
                 other.append(line.strip())
                 continue
             match event["event"]:
                 case "error":
                     raise EngineError(f"{label}: {event['message']}")
                 case "done":
-                    return dict(event)
+                    return event
             heard(event)
         raise EngineError(_death(label, what, process.wait(), " ".join(other)))
     except BrokenPipeError:
@@ -98,8 +99,17 @@ def follow(
         process.stdout.close()
 
 
+def _event(line: str) -> dict[str, Any] | None:
+    """Read a line as an event; None where it is something else, such as what a library prints."""
+    try:
+        read = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return read if isinstance(read, dict) and "event" in read else None
+
+
 def _lines(
-    stream: IO[str], deadline: float, stop: threading.Event | None, label: str, what: str
+    stream: IO[str], deadline: float, stop: threading.Event | None, label: str, what: str, longer: str
 ) -> Iterator[str]:
     """Give the lines of a stream until it ends, until the deadline, or until `stop` is set."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -115,7 +125,7 @@ def _lines(
         if stop is not None and stop.is_set():
             raise EngineError(f"{label}: the {what} was stopped")
         if time.monotonic() > deadline:
-            raise EngineError(f"{label}: the {what} takes too long and was given up; raise --timeout")
+            raise EngineError(f"{label}: the {what} takes too long and was given up{longer}")
         try:
             line = lines.get(timeout=_POLL_SECONDS)
         except queue.Empty:
