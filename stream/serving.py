@@ -206,8 +206,10 @@ def open_live_networks(
     names = network_names(model, picture=chosen.reference is not None)
     engine = _open_live(name) if envelope is None else _open(name, model, names, envelope, say)
     chunks = _chunks(model, chosen.prompt, chosen.negative_prompt)
+    built = isinstance(engine, TensorRtEngine | SwitchableEngine)  # for shapes; or is to be
+    limits = envelope if built else None
     shared = SharedNetworks.load(
-        model, engine, limits=envelope, loras=loras, chunks=chunks, attending=attending
+        model, engine, limits=limits, loras=loras, chunks=chunks, attending=attending
     )
     shared.check(settings)
     return shared

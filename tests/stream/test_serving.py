@@ -23,6 +23,7 @@ from toonstream.engines.onnxruntime import OnnxRuntimeEngine
 from toonstream.engines.openvino import OpenVinoEngine
 from toonstream.engines.select import engine_name
 from toonstream.engines.store import EngineStore
+from toonstream.engines.tensorrt.candidate import Candidate
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.engines.tensorrt.flavour import Flavour
 from toonstream.engines.weights import read_weights, replace_weights
@@ -398,13 +399,19 @@ def test_live_streams_have_it_behind_torch_too(
 
     def load(model: Model, engine: Engine, **options: object) -> None:
         opened.append(engine)
-        assert options["limits"] is not None
+        limits.append(options["limits"])
         raise EngineError("far enough")
 
+    limits: list[object] = []
     monkeypatch.setattr(SharedNetworks, "load", load)
-    with pytest.raises(EngineError, match="far enough"):
-        open_live_networks(engine_name("auto"), model, LiveSettings())
+    for objection in (None, "it is off"):
+        monkeypatch.setattr(Candidate, "objection", lambda candidate, said=objection: said)
+        with pytest.raises(EngineError, match="far enough"):
+            open_live_networks(engine_name("auto"), model, LiveSettings())
     assert isinstance(opened[0], SwitchableEngine)
+    assert isinstance(opened[1], OnnxRuntimeEngine)
+    assert limits[0] is not None
+    assert limits[1] is None  # torch alone takes any shape
 
 
 def test_modes_that_are_compared_stay_on_the_engine_that_they_begin_on(card: Card) -> None:
