@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from toonstream.server.fanout import Drop, Timed
 from toonstream.server.live import Deliver
 from toonstream.server.peers import too_large
-from toonstream.server.seams import ask_for_missing, ask_for_picture
+from toonstream.server.seams import ask_for_missing, ask_for_picture, go_on_without_missing
 from toonstream.server.timing import CaptureClock
 from toonstream.stream.clock import Clock, monotonic
 from toonstream.stream.frame import Frame
@@ -25,6 +25,7 @@ from toonstream.stream.frame import Frame
 __all__ = ["Ending", "read_sound", "read_video"]
 
 ASK_AGAIN = 0.5  # seconds without a picture until the first one, or what is missing, is asked for
+ASK_TWICE = 1.0  # seconds without a picture until what is missing is no longer waited for
 DEPTH = 2  # frames that wait to be converted
 
 # aiortc hands over a picture when the next one begins to come, and a packet of sound when four more are in.
@@ -93,7 +94,8 @@ async def read_video(
                 if quiet >= silence_seconds:
                     return Ending(reason=f"no picture came for {silence_seconds:g} s", cut_off=True)
                 if receiver is not None:
-                    await (ask_for_missing if seen else ask_for_picture)(receiver)
+                    missed = ask_for_missing if quiet <= ASK_TWICE else go_on_without_missing
+                    await (missed if seen else ask_for_picture)(receiver)
                 continue
             except MediaStreamError:
                 return Ending(reason="the publisher went away")

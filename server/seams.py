@@ -1,9 +1,10 @@
-"""The six places where aiortc's public interface does not reach, and nothing else.
+"""The seven places where aiortc's public interface does not reach, and nothing else.
 
-Three are about pictures lost on the way. Without them the stream still heals, at the next key frame that
-the encoders send anyway; should a version of aiortc rename what is used here, that is what is left. The
-fourth lets in peers that aiortc would turn away. The fifth looks at pictures before they are decoded; what
-it keeps out is then kept out afterwards. The sixth is for the page's figures, which then are estimates.
+Four are about pictures lost on the way. Without them the stream still heals, at the next key frame that
+the encoders send anyway, if enough packets come; should a version of aiortc rename what is used here, that
+is what is left. The fifth lets in peers that aiortc would turn away. The sixth looks at pictures before they
+are decoded; what it keeps out is then kept out afterwards. The seventh is for the page's figures, which then
+are estimates.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ __all__ = [
     "ask_for_missing",
     "ask_for_picture",
     "before_decoding",
+    "go_on_without_missing",
     "on_lost_picture",
     "sent_timestamp",
     "trust_any_key",
@@ -65,6 +67,19 @@ async def ask_for_missing(receiver: RTCRtpReceiver) -> None:
     if ask is not None and missing:
         for source in receiver.getSynchronizationSources():
             await ask(source.source, sorted(missing))
+
+
+async def go_on_without_missing(receiver: RTCRtpReceiver) -> None:
+    """Wait no longer for packets that are missing, and ask for a key frame instead.
+
+    aiortc waits for them until 512 packets more are in, whether the sending side still has them or not, and
+    of small pictures that is longer than anybody waits.
+    """
+    buffer: Any = getattr(receiver, "_RTCRtpReceiver__jitter_buffer", None)
+    if hasattr(buffer, "remove") and hasattr(buffer, "_origin"):
+        buffer.remove(buffer.capacity)
+        setattr(buffer, "_origin", None)  # noqa: B010 not part of aiortc's types
+    await ask_for_picture(receiver)
 
 
 def on_lost_picture(sender: RTCRtpSender, tell: Callable[[], None]) -> None:

@@ -104,6 +104,27 @@ async def test_packets_whose_loss_could_not_be_told_are_asked_for_again(service:
         await publisher.close()
 
 
+async def test_a_publisher_that_sends_nothing_a_second_time_is_seen_again(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def retransmit(sequence_number: int) -> None:
+        """As peers do it that keep nothing of what they have sent."""
+
+    async with link() as good:
+        publisher = await connect(
+            service.http, "/whip", Camera(RED), offered=good.offered, answered=good.answered
+        )
+        await publisher.picture(is_like(CYAN))
+        monkeypatch.setattr(publisher.connection.getSenders()[0], "_retransmit", retransmit)
+        good.loss, lost = 1.0, good.lost
+        await until(lambda: good.lost > lost + 3)
+        good.loss, offered = 0.0, service.cores[0].offered
+        await until(lambda: service.cores[0].offered > offered + 10)
+        await publisher.picture(is_like(CYAN))
+        assert service.server.registry.sessions
+        await publisher.close()
+
+
 async def test_a_publisher_that_is_cut_off_loses_its_place(service: Running) -> None:
     async with link() as good:
         publisher = await connect(
