@@ -76,7 +76,7 @@ async def go_on_without_missing(receiver: RTCRtpReceiver) -> None:
     of small pictures that is longer than anybody waits.
     """
     buffer: Any = getattr(receiver, "_RTCRtpReceiver__jitter_buffer", None)
-    if hasattr(buffer, "remove") and hasattr(buffer, "_origin"):
+    if hasattr(buffer, "remove") and getattr(buffer, "_origin", None) is not None:
         buffer.remove(buffer.capacity)
         setattr(buffer, "_origin", None)  # noqa: B010 not part of aiortc's types
     await ask_for_picture(receiver)

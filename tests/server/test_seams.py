@@ -48,6 +48,20 @@ async def test_without_the_seam_everything_is_as_aiortc_has_it(monkeypatch: pyte
     await connection.close()
 
 
+async def test_what_is_missing_is_given_up_as_often_as_one_likes() -> None:
+    async with running(ServerSettings(port=0, latency=0.1)) as service:
+        client = await connect(service.http, "/whip", Camera(RED))
+        await client.picture(is_like(CYAN))
+        (session,) = service.server.registry.sessions
+        receiver = session.peer.receiver("video")
+        assert receiver is not None
+        await seams.go_on_without_missing(receiver)
+        receiver._RTCRtpReceiver__jitter_buffer._origin = None  # type: ignore[attr-defined] nothing came
+        await seams.go_on_without_missing(receiver)
+        await client.picture(is_like(CYAN))
+        await client.close()
+
+
 async def test_pictures_that_are_decoded_all_the_same_are_refused_afterwards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
