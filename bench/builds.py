@@ -1,4 +1,4 @@
-"""How long TensorRT-RTX builds, and how much memory that takes: `python bench/tensorrt.py`.
+"""How long TensorRT-RTX builds, and how much memory that takes: `python bench/builds.py`.
 
 First every network of the shipped model; then a UNet of Stable Diffusion 1.5's full size, 860 M parameters
 with random weights in float16, written, exported and built as a user's checkpoint is. No GPU is needed: a
