@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,10 +103,21 @@ def test_an_engine_is_inspected(built: str) -> None:
         "on another card: its output is not finite",
         "its layers show where there is a GPU to load it",
     ]
-    for wrong in ([], ["unknown"]):
-        code, _, err = run("inspect", *wrong)
-        assert code == 2
-        assert "0 engines; see toonstream engines list" in err
+
+
+def test_inspect_says_which_key_it_wants(built: str) -> None:
+    code, _, err = run("inspect")
+    assert (code, "Give its key, as toonstream engines list has it" in err) == (2, True)
+    code, _, err = run("inspect", "unknown")
+    assert (code, "no engine has the key unknown; see toonstream engines list" in err) == (2, True)
+    folder = next(iter(EngineStore().engines())).path.parent
+    twin = folder.with_name(folder.name[:-1] + ("0" if folder.name[-1] != "0" else "1"))
+    shutil.copytree(folder, twin)
+    try:
+        code, _, err = run("inspect", folder.name[:12])
+    finally:
+        shutil.rmtree(twin)
+    assert (code, "2 keys begin with" in err) == (2, True)
 
 
 def test_polygraphy_shows_the_layers_where_there_is_a_gpu(

@@ -120,10 +120,13 @@ def _inspect(options: argparse.Namespace) -> int:
     from toonstream.engines.store import EngineStore
 
     store = EngineStore()
-    found = [engine for engine in store.engines() if engine.digest.startswith(options.model or "-")]
-    if len(found) != 1:
-        asked = options.model or "no key"
-        raise SettingError(f"{asked} is the key of {len(found)} engines; see toonstream engines list")
+    if not options.model:
+        raise SettingError("inspect which engine? Give its key, as toonstream engines list has it")
+    found = [engine for engine in store.engines() if engine.digest.startswith(options.model)]
+    if not found:
+        raise SettingError(f"no engine has the key {options.model}; see toonstream engines list")
+    if len(found) > 1:
+        raise SettingError(f"{len(found)} keys begin with {options.model}: give more of the one you mean")
     (engine,) = found
     built = f"built {_ago(time.time() - engine.built)} ago in {engine.seconds} s"
     state = "as it was built" if engine.intact() else "DAMAGED: it is built again when it is needed"
