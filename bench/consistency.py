@@ -33,7 +33,7 @@ from tables import Cell, plot, report, shown
 from torch import Tensor
 
 from toonstream.config import EngineName, RenderSettings, Settings
-from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource
+from toonstream.engines.engine import Engine, EngineAround, Network, NetworkAround, NetworkSource
 from toonstream.engines.select import engine_name, open_engine
 from toonstream.errors import ToonstreamError
 from toonstream.export.assemble import load_model
@@ -121,26 +121,16 @@ class Counted(NetworkAround):
         return self._network(tensors)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CountingEngine:
+class CountingEngine(EngineAround):
     """An engine whose networks count their frames, by the first word of their names."""
 
-    engine: Engine
-    counts: Counter[str]
-
-    @property
-    def name(self) -> str:
-        """As the engine is called."""
-        return self.engine.name
-
-    @property
-    def per_shape(self) -> bool:
-        """As the engine within has it."""
-        return self.engine.per_shape
+    def __init__(self, *, engine: Engine, counts: Counter[str]) -> None:
+        super().__init__(engine)
+        self._counts = counts
 
     def load(self, source: NetworkSource) -> Network:
         """Load, and count."""
-        return Counted(self.engine.load(source), source.name, self.counts)
+        return Counted(self._engine.load(source), source.name, self._counts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from toonstream.config import EngineName, RenderSettings, Settings
 from toonstream.demo import Scene, write_scene
-from toonstream.engines.engine import Engine, Network, NetworkAround, NetworkSource
+from toonstream.engines.engine import Engine, EngineAround, Network, NetworkAround, NetworkSource
 from toonstream.engines.select import open_engine
 from toonstream.export.checkpoints import Model, open_model, shipped_model
 from toonstream.stream.ahead import AT_ONCE
@@ -101,26 +101,16 @@ class Taped(NetworkAround):
         return self._tape.call(self._network, tensors)
 
 
-@dataclass(kw_only=True)
-class TapedEngine:
+class TapedEngine(EngineAround):
     """An engine all of whose networks are taped."""
 
-    engine: Engine
-    tape: Tape
-
-    @property
-    def name(self) -> str:
-        """As the engine is called."""
-        return self.engine.name
-
-    @property
-    def per_shape(self) -> bool:
-        """As the engine within has it."""
-        return self.engine.per_shape
+    def __init__(self, *, engine: Engine, tape: Tape) -> None:
+        super().__init__(engine)
+        self._tape = tape
 
     def load(self, source: NetworkSource) -> Network:
         """Load, and tape."""
-        return Taped(self.engine.load(source), self.tape)
+        return Taped(self._engine.load(source), self._tape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ class SwitchableNetwork:
         # The network, the one that is coming, and its share in what is given out; a call reads them at once.
         self._running: tuple[Network, Network | None, float] = network, None, 0.0
         self._called_with: dict[str, tuple[torch.Size, torch.dtype]] = {}
-        self._turn = threading.Lock()  # on what runs: a judge has it run, too
+        self._turn = threading.Lock()  # on what runs while it is watched: a judge has it run, too
         self._watched = False
         self.given: Mapping[str, Tensor] | None = None
 
@@ -68,15 +68,20 @@ class SwitchableNetwork:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; while the next network is taking over, both run."""
+        if not self._watched:
+            return self._run(tensors)
         with self._turn:
-            self._called_with = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
             if self._watched:
                 self.given = dict(tensors)
-            network, coming, share = self._running
-            made = network(tensors)
-            if coming is None:
-                return made
-            new = coming(tensors)
+            return self._run(tensors)
+
+    def _run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._called_with = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        network, coming, share = self._running
+        made = network(tensors)
+        if coming is None:
+            return made
+        new = coming(tensors)
         return {name: torch.lerp(old, new[name].to(old), share) for name, old in made.items()}
 
     def blend(self, network: Network, share: float) -> None:

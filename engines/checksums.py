@@ -7,11 +7,12 @@ file system's clock does not show. Whatever is wrong with what was kept only cos
 
 import hashlib
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from toonstream.engines.keeping import keep
 
 __all__ = ["Checksums"]
 
@@ -60,14 +61,9 @@ class Checksums:
     def _keep(self, kept: Mapping[str, str]) -> None:
         latest = dict(list(kept.items())[-_KEPT:])
         content = json.dumps(latest).encode()
-        partial = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.partial")
-        with suppress(OSError):  # a full disk, a folder that may not be written: then it is read again
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-                partial.replace(self._path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with suppress(OSError):  # then nothing is kept, and it is read again
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        keep(self._path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def _told(name: str, files: Iterable[Path]) -> str:

@@ -9,7 +9,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Engine", "Network", "NetworkAround", "NetworkSource", "Preparing", "Stoppable", "TensorSpec"]
+__all__ = [
+    "Engine",
+    "EngineAround",
+    "Network",
+    "NetworkAround",
+    "NetworkSource",
+    "Preparing",
+    "Stoppable",
+    "TensorSpec",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,23 @@ class Engine(Protocol):
             EngineError: the engine refuses it; the message names the way on.
         """
         ...
+
+
+class EngineAround:
+    """What engines share that load by another one: they are called as it is."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def name(self) -> str:
+        """As the engine within is called."""
+        return self._engine.name
+
+    @property
+    def per_shape(self) -> bool:
+        """As the engine within has it."""
+        return self._engine.per_shape
 
 
 @runtime_checkable

@@ -6,15 +6,14 @@ came of it is kept beside the engine, for the card it was run on.
 """
 
 import json
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from toonstream.engines.keeping import keep
 from toonstream.errors import EngineError
 
 __all__ = ["TOLERANCE", "Proof", "keep_proof", "kept_proof", "kept_proofs", "prove"]
@@ -91,13 +90,6 @@ def _read(facts: Mapping[str, object]) -> Proof:
 
 
 def keep_proof(engine: Path, name: str, proof: Proof) -> None:
-    """Keep a proof beside an engine; it goes with it."""
-    path = engine.with_name(_FILE)
-    partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
+    """Keep a proof beside an engine, with which it goes; where that cannot be, it is asked for again."""
     content = {each: asdict(kept) for each, kept in {**kept_proofs(engine), name: proof}.items()}
-    with suppress(OSError):  # a full disk, an engine that was pruned: then it is asked again
-        try:
-            partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    keep(engine.with_name(_FILE), json.dumps(content, indent=2).encode())

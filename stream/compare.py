@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toonstream.config import MAX_SIDE, RenderSettings, Settings
 from toonstream.engines.background import SwitchableEngine
-from toonstream.engines.engine import Engine, Network, NetworkSource
+from toonstream.engines.engine import Engine, EngineAround, Network, NetworkSource
 from toonstream.engines.tensorrt.engine import TensorRtEngine
 from toonstream.errors import SettingError, ToonstreamError
 from toonstream.export.checkpoints import Model
@@ -364,22 +364,12 @@ def _pushed(stylizer: Stylizing, frames: Iterable[Conditioned]) -> Iterator[Toon
         yield from stylizer.push(frame)
 
 
-class LoadedOnce:
+class LoadedOnce(EngineAround):
     """An engine that gives a network out again to whoever asks next: networks keep nothing between calls."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._loaded: list[tuple[NetworkSource, Network]] = []
-
-    @property
-    def name(self) -> str:
-        """As the engine within is called."""
-        return self._engine.name
-
-    @property
-    def per_shape(self) -> bool:
-        """As the engine within has it."""
-        return self._engine.per_shape
 
     def load(self, source: NetworkSource) -> Network:
         """Load, the first time."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from toonstream.engines.engine import Network, NetworkSource
+from toonstream.engines.engine import EngineAround, Network, NetworkSource
 from toonstream.engines.memory import LOWER
 from toonstream.engines.proof import Proof, keep_proof, kept_proof, prove
 from toonstream.engines.tensorrt.engine import TensorRtEngine
@@ -36,7 +36,7 @@ def _free_memory() -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
-class Candidate:
+class Candidate(EngineAround):
     """An engine that is to take over from another one, which has proved no network yet, or some.
 
     Args:
@@ -47,6 +47,8 @@ class Candidate:
         free: gives the bytes of the GPU's memory that nobody uses.
     """
 
+    _engine: TensorRtEngine
+
     def __init__(
         self,
         engine: TensorRtEngine,
@@ -56,7 +58,7 @@ class Candidate:
         say: Callable[[str], None] = lambda line: None,
         free: Callable[[], int] = _free_memory,
     ) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._sources = sources
         self._export = export
         self._say = say
@@ -65,16 +67,6 @@ class Candidate:
         self._seen: set[str] = set()  # networks that were asked for
         self._builds = False
         self._card = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-
-    @property
-    def name(self) -> str:
-        """Of the engine."""
-        return self._engine.name
-
-    @property
-    def per_shape(self) -> bool:
-        """Of the engine."""
-        return self._engine.per_shape
 
     def close(self) -> None:
         """Give up the export or the build that is under way, and whatever would come after it."""

@@ -5,7 +5,6 @@ bookkeeping is tested with a stand-in for the runtime.
 """
 
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from toonstream.engines.engine import TensorSpec
+from toonstream.engines.keeping import keep
 from toonstream.engines.memory import LOWER, out_of_memory
 from toonstream.engines.replay import Buffered, GraphRecorder, Record, Step
 from toonstream.errors import EngineError
@@ -175,13 +175,7 @@ class _Contexts:
         kernels = self._cache.serialize()
         if kernels is None:  # it cannot: then they are compiled again
             return
-        partial = self._kernels.with_suffix(f".{secrets.token_hex(4)}.partial")
-        with suppress(OSError):  # a full disk, an engine that was pruned: likewise
-            try:
-                partial.write_bytes(kernels)
-                partial.replace(self._kernels)
-            finally:
-                partial.unlink(missing_ok=True)
+        keep(self._kernels, kernels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
